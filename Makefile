@@ -1,0 +1,39 @@
+# PYTHON: the interpreter that makes the virtual environment (3.11 or newer; found if not given).
+# TORCH_INDEX: where the CPU build of torch comes from when pip's own indexes have none.
+PYTHON ?=
+VENV ?= .venv
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup | demo | test | lint | bench | clean   (ARGS=... is passed on)"
+
+setup: $(STAMP)
+	@echo "The environment is ready: $(VENV)"
+
+$(STAMP): pyproject.toml requirements/cpu.txt requirements/dev.txt scripts/setup-venv.sh
+	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup-venv.sh "$(VENV)"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/tangram demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -q --durations=15 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@echo "The benchmarks are scripts in benchmarks/; run one with $(BIN)/python."
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,29 @@
+"""Typed errors: a user's mistake says what was expected, what was got, and what to do."""
+
+
+class TangramError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(TangramError, ValueError):
+    """An option has a value that cannot be served."""
+
+
+class UnsupportedError(ConfigurationError):
+    """Compression was asked for together with something that it cannot serve yet."""
+
+
+class BudgetError(TangramError, ValueError):
+    """Budgets that do not add up: too few pages, too many, or of the wrong shape."""
+
+
+class ProfileError(TangramError, ValueError):
+    """A profile that cannot be read, or that is damaged."""
+
+
+class ProfileMismatchError(ProfileError):
+    """A profile of another model, scorer or schema than the one that was asked for."""
+
+
+class ScorerError(ConfigurationError):
+    """An unknown scorer, a bad parameter, or statistics that the scorer needs and lacks."""
