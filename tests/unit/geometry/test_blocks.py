@@ -1,0 +1,118 @@
+"""Blocks of the pool: their sizes, and how many a request holds."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tangram.geometry import Geometry, HeadGroups
+from tests.unit.geometry.strategies import MAX_CHUNKS, geometries, positions
+
+
+def raw_tokens(g: Geometry, num_computed: int) -> set[int]:
+    """Tokens in no sealed chunk, by the definition of a chunk."""
+    C, W = g.chunk_size_tokens, g.window_size_tokens
+    sealed: set[int] = set()
+    for j in range(num_computed // C):
+        sealed |= set(range(j * C - W, (j + 1) * C - W))
+    return set(range(num_computed)) - sealed
+
+
+@given(geometries())
+def test_the_recent_block_is_the_longest_that_fits(g):
+    C, R = g.chunk_size_tokens, g.recent_block_tokens
+    assert C % R == 0
+    assert g.recent_block_bytes == R * g.token_bytes <= g.sealed_block_bytes
+    longer = [r for r in range(R + 1, C + 1) if C % r == 0]
+    assert all(r * g.token_bytes > g.sealed_block_bytes for r in longer)
+
+
+@given(geometries())
+def test_the_query_ring_holds_the_window(g):
+    assert g.query_bytes == g.num_layers * g.num_query_heads * g.head_size * g.itemsize_bytes
+    if g.has_query_ring:
+        assert g.ring_blocks * g.ring_block_tokens == g.window_size_tokens
+        assert g.ring_block_tokens * g.query_bytes <= g.block_bytes
+    else:
+        assert g.ring_blocks == g.ring_block_tokens == 0
+
+
+@given(geometries())
+def test_a_block_is_as_wide_as_a_sealed_one_unless_one_query_is_wider(g):
+    one_query = g.query_bytes if g.has_query_ring else 0
+    assert g.block_bytes == max(g.sealed_block_bytes, one_query)
+
+
+@given(geometries(), st.data())
+def test_blocks_held_is_a_naive_count_in_every_step(g, data):
+    """A request runs in steps of any size; blocks come before a step, and go after it."""
+    C, R = g.chunk_size_tokens, g.recent_block_tokens
+    largest = data.draw(st.integers(1, 2 * C + 3))
+    computed, alive, peak = 0, set(), 0
+    while computed < MAX_CHUNKS * C:
+        total = computed + data.draw(st.integers(1, largest))
+        alive |= {t // R for t in range(computed, total)}
+        held = g.blocks_held(total, computed)
+        assert held.recent == len(alive)
+        assert held.sealed == sum((j + 1) * C <= total for j in range(total))
+        assert held.query_ring == g.ring_blocks
+        peak = max(peak, len(alive))
+        computed = total
+        alive &= {t // R for t in raw_tokens(g, computed)}
+        assert g.blocks_held(computed).recent == len(alive)
+        assert g.blocks_held(computed) == g.blocks_held(computed, computed)
+    assert peak <= g.max_recent_blocks(largest, max_model_len=computed)
+
+
+@given(geometries(), st.data())
+def test_the_most_recent_blocks_are_bounded_by_the_model_length_too(g, data):
+    max_model_len = data.draw(st.integers(1, 3 * g.chunk_size_tokens))
+    computed = data.draw(st.integers(0, max_model_len - 1))
+    total = data.draw(st.integers(computed + 1, max_model_len))
+    most = g.max_recent_blocks(max_model_len, max_model_len)
+    assert g.blocks_held(total, computed).recent <= most
+    assert most <= -(-max_model_len // g.recent_block_tokens) + 1
+
+
+@given(geometries(), st.data())
+def test_a_longer_step_holds_more_and_a_later_start_less(g, data):
+    total = data.draw(positions(g))
+    growing = [g.blocks_held(total + more, total) for more in range(2 * g.chunk_size_tokens)]
+    for before, after in zip(growing, growing[1:], strict=False):
+        assert all(b <= a for b, a in zip(before, after, strict=True))
+    resting = [g.blocks_held(total, computed) for computed in range(total + 1)]
+    for earlier, later in zip(resting, resting[1:], strict=False):
+        assert later.recent <= earlier.recent
+        assert (later.sealed, later.query_ring) == (earlier.sealed, earlier.query_ring)
+
+
+@given(geometries())
+def test_at_rest_blocks_go_only_when_a_chunk_is_sealed(g):
+    held = [g.blocks_held(n) for n in range(MAX_CHUNKS * g.chunk_size_tokens + 1)]
+    for n, (before, after) in enumerate(zip(held, held[1:], strict=False), start=1):
+        boundary = n % g.chunk_size_tokens == 0
+        assert after.sealed == before.sealed + boundary
+        assert after.recent >= before.recent or boundary
+
+
+@given(geometries(), st.data())
+def test_bytes_are_blocks_times_their_size(g, data):
+    n = data.draw(positions(g))
+    held = g.blocks_held(n)
+    assert held.total == held.sealed + held.recent + held.query_ring
+    assert g.held_bytes(n) == held.total * g.block_bytes
+    assert g.full_bytes(n) == n * g.token_bytes
+    assert (held.sealed, held.recent) == (0, 0) if n == 0 else held.total > 0
+
+
+def test_a_block_holds_one_token_s_queries_even_when_they_are_wider_than_a_sealed_chunk():
+    g = Geometry(
+        head_groups=HeadGroups.from_lists([[[0]]], [[1]]),
+        num_query_heads=64,
+        head_size=8,
+        itemsize_bytes=2,
+        chunk_size_tokens=64,
+        window_size_tokens=8,
+        n_sink_tokens=0,
+        has_query_ring=True,
+    )
+    assert g.query_bytes == 1024 > g.sealed_block_bytes == 512
+    assert (g.ring_block_tokens, g.ring_blocks, g.block_bytes) == (1, 8, 1024)
