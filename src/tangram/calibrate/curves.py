@@ -1,0 +1,268 @@
+"""What later queries lose when each head keeps only its scorer's best rows, by share kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tangram.geometry import Geometry
+from tangram.scorers import Chunks, Scorer
+from tangram.scorers.select import top_rows
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSample:
+    """One layer of one sample, full KV.
+
+    Attributes:
+        queries: [tokens, query_heads, head_size] after RoPE.
+        keys: [tokens, kv_heads, head_size] after RoPE.
+        values: [tokens, kv_heads, head_size].
+        softmax_scale: factor on query . key before the softmax.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    softmax_scale: float
+
+
+def score_sealed(
+    sample: LayerSample, scorer: Scorer, statistics: dict[str, Tensor], geometry: Geometry
+) -> Tensor:
+    """[sealed tokens, kv_heads] float32, the scorer's scores of all chunks that were sealed."""
+    chunks = geometry.sealed_chunks(len(sample.keys))
+    first, last = geometry.chunk_range(0), geometry.chunk_range(chunks - 1)
+    # Chunk 0 is shorter than the others, which are scored at once.
+    batches = [(first.start, first.stop, 1)]
+    if chunks > 1:
+        batches.append((first.stop, last.stop, chunks - 1))
+    return torch.cat(
+        [
+            _score_batch(sample, scorer, statistics, geometry, *batch).flatten(0, 1)
+            for batch in batches
+        ]
+    )
+
+
+def _score_batch(
+    sample: LayerSample,
+    scorer: Scorer,
+    statistics: dict[str, Tensor],
+    geometry: Geometry,
+    start: int,
+    stop: int,
+    chunks: int,
+) -> Tensor:
+    """[chunks, tokens, kv_heads], scores of the chunks that lie end to end in start .. stop."""
+    window = geometry.window_size_tokens
+    window_queries = None
+    if scorer.needs_window_queries:
+        length = (stop - start) // chunks
+        ends = range(start + length, stop + 1, length)
+        window_queries = torch.stack([sample.queries[end : end + window] for end in ends])
+    positions = torch.arange(start, stop, device=sample.keys.device)
+    return scorer.score(
+        Chunks(
+            sample.keys[start:stop].unflatten(0, (chunks, -1)),
+            sample.values[start:stop].unflatten(0, (chunks, -1)),
+            positions.unflatten(0, (chunks, -1)),
+            sample.softmax_scale,
+            window_size_tokens=window,
+            window_queries=window_queries,
+            statistics=statistics,
+        )
+    )
+
+
+def sink_mask(num_tokens: int, geometry: Geometry, device: torch.device) -> Tensor:
+    """[num_tokens] bool, the sinks among the first tokens of a sample."""
+    return torch.arange(num_tokens, device=device) < geometry.n_sink_tokens
+
+
+def keep_steps(scores: Tensor, grid_rows: list[int], geometry: Geometry) -> Tensor:
+    """From which point of the grid on each sealed token is kept.
+
+    Args:
+        scores: [sealed tokens, kv_heads] float32.
+        grid_rows: rows kept of every chunk at each point of the grid, rising from 0 to C.
+        geometry: chunks and sinks.
+
+    Returns:
+        [sealed tokens, kv_heads] int64, 1 .. points - 1; for every head the same number of each.
+    """
+    first = geometry.chunk_range(0).stop
+    steps = []
+    for start, stop in ((0, first), (first, len(scores))):
+        if start == stop:
+            continue
+        length = first if start == 0 else geometry.chunk_size_tokens
+        chunks = scores[start:stop].unflatten(0, (-1, length))
+        always = sink_mask(length, geometry, scores.device) if start == 0 else None
+        step = torch.full_like(chunks, len(grid_rows) - 1, dtype=torch.int64)
+        for point in range(len(grid_rows) - 2, 0, -1):
+            kept = top_rows(chunks, min(grid_rows[point], length), always)
+            step.scatter_(1, kept, point)
+        steps.append(step.flatten(0, 1))
+    return torch.cat(steps)
+
+
+def later_positions(num_tokens: int, chunk_size_tokens: int, at_most: int) -> Tensor:
+    """[queries] int64, positions past the first boundary, thinned out evenly to `at_most`.
+
+    A query at or past the boundary (j + 1) C is a later query of chunk j.
+    """
+    count = num_tokens - chunk_size_tokens
+    if count <= at_most:
+        return torch.arange(chunk_size_tokens, num_tokens)
+    return chunk_size_tokens + (2 * torch.arange(at_most) + 1) * count // (2 * at_most)
+
+
+def retention_curves(
+    sample: LayerSample,
+    steps: Tensor,
+    num_points: int,
+    *,
+    positions: Tensor,
+    residual_norms: Tensor,
+    factors: Tensor,
+    geometry: Geometry,
+    max_query_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Mass and error of every head at every point of the grid, means over the later queries.
+
+    Both compare attention over all tokens with attention over what a query sees when each sealed
+    chunk keeps its best rows: kept rows of sealed chunks, and the raw tokens. All queries (and for
+    the mass, all query heads of a KV head) weigh the same.
+
+    - mass: of the attention to sealed tokens, the part that falls on kept ones; 0 when none is
+      kept and 1 when all are.
+    - error: norm of the change that the KV head's query heads make together, through their slice
+      of the output projection, relative to the norm of the residual stream; 0 when all are kept.
+
+    Args:
+        sample: the layer.
+        steps: [sealed tokens, kv_heads], from which point on a token is kept; the same number of
+            each for every head.
+        num_points: points of the grid, the first of which keeps nothing.
+        positions: [queries] later queries.
+        residual_norms: [tokens], norms of the residual stream.
+        factors: [kv_heads, k, group * head_size], of which |factors @ x| is the norm of x after
+            the output projection.
+        geometry: chunks.
+        max_query_rows: queries that are looked at together.
+
+    Returns:
+        (mass, error), each [kv_heads, num_points] float64.
+
+    Source: docs/design.md section 5.
+    """
+    kv_heads = sample.keys.shape[1]
+    order = steps.argsort(dim=0, stable=True).T  # [kv_heads, sealed tokens], by step, position
+    counts = steps[:, 0].bincount(minlength=num_points).tolist()
+    index = order[..., None].expand(-1, -1, sample.keys.shape[-1])
+    by_step = _BySteps(
+        keys=sample.keys[: len(steps)].float().transpose(0, 1).gather(1, index).split(counts, 1),
+        values=sample.values[: len(steps)]
+        .float()
+        .transpose(0, 1)
+        .gather(1, index)
+        .split(counts, 1),
+        positions=order.split(counts, 1),
+    )
+    mass = torch.zeros(kv_heads, num_points, dtype=torch.float64, device=steps.device)
+    error = torch.zeros_like(mass)
+    for tile in positions.to(steps.device).split(max_query_rows):
+        tile_mass, outputs = _tile_outputs(sample, by_step, tile, geometry)
+        norms = residual_norms[tile].double().clamp_min(torch.finfo(torch.float32).tiny)
+        for point in range(num_points):
+            change = outputs[-1] - outputs[point]  # [kv_heads, group, queries, head_size]
+            joined = change.transpose(1, 2).flatten(2)
+            moved = (joined @ factors.mT).norm(dim=-1).double()
+            error[:, point] += (moved / norms).sum(dim=-1)
+        mass += tile_mass.mean(dim=2).sum(dim=2).T
+    return mass / len(positions), error / len(positions)
+
+
+@dataclass(frozen=True, eq=False)
+class _BySteps:
+    """Sealed tokens in the order in which rising budgets keep them, one entry for each step.
+
+    `keys` and `values`: [kv_heads, tokens of the step, head_size] float32 each;
+    `positions`: [kv_heads, tokens of the step].
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
+
+
+def _tile_outputs(
+    sample: LayerSample, sealed: _BySteps, tile: Tensor, geometry: Geometry
+) -> tuple[Tensor, list[Tensor]]:
+    """Attention of some queries at every point of the grid.
+
+    Returns:
+        mass [points, kv_heads, group, queries] float64, and for every point the attention output
+        [kv_heads, group, queries, head_size] float32.
+    """
+    chunk, window = geometry.chunk_size_tokens, geometry.window_size_tokens
+    limits = tile // chunk * chunk - window  # [queries], first raw position
+    queries = sample.queries[tile].float() * sample.softmax_scale
+    queries = queries.unflatten(1, (sample.keys.shape[1], -1)).permute(1, 2, 0, 3)
+
+    start, stop = int(limits.min()), int(tile.max()) + 1
+    raw = torch.arange(start, stop, device=tile.device)
+    visible = (raw >= limits[:, None]) & (raw <= tile[:, None])
+    keys, values = (x[start:stop].float().transpose(0, 1) for x in (sample.keys, sample.values))
+    output, lse_ln = _attend(queries, keys, values, visible[None])
+
+    outputs, step_lses = [output], []
+    for keys, values, positions in zip(
+        sealed.keys[1:], sealed.values[1:], sealed.positions[1:], strict=True
+    ):
+        visible = positions[:, None] < limits[:, None]
+        step_output, step_lse = _attend(queries, keys, values, visible)
+        step_lses.append(step_lse)
+        merged = torch.logaddexp(lse_ln, step_lse)
+        output = (
+            output * (lse_ln - merged).exp()[..., None]
+            + step_output * (step_lse - merged).exp()[..., None]
+        )
+        lse_ln = merged
+        outputs.append(output)
+
+    lses = torch.stack(step_lses).double()
+    weights = (lses - lses.amax(dim=0)).exp().cumsum(dim=0)
+    mass = torch.cat([torch.zeros_like(weights[:1]), weights / weights[-1]])
+    return mass, outputs
+
+
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention over some keys, and its log-sum-exp (-inf and output 0 where none is visible).
+
+    Args:
+        queries: [kv_heads, group, queries, head_size], scaled.
+        keys: [kv_heads, tokens, head_size].
+        values: the same shape.
+        visible: [kv_heads or 1, queries, tokens] bool.
+
+    Returns:
+        output [kv_heads, group, queries, head_size] and lse_ln [kv_heads, group, queries].
+    """
+    if keys.shape[1] == 0:
+        return torch.zeros_like(queries), torch.full_like(queries[..., 0], -torch.inf)
+    # Flattened, or a product over broadcast heads would copy the keys for every query head.
+    logits = (queries.flatten(1, 2) @ keys.mT).unflatten(1, queries.shape[1:3])
+    logits = logits.masked_fill(~visible[:, None], -torch.inf)
+    base = logits.amax(dim=-1, keepdim=True)
+    base = base.masked_fill(base == -torch.inf, 0.0)
+    weights = (logits - base).exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    output = (weights.flatten(1, 2) @ values).unflatten(1, queries.shape[1:3])
+    # A sum of visible weights is at least 1: the largest one is exp(0).
+    return output / total.clamp_min(1.0), (base + total.log()).squeeze(-1)

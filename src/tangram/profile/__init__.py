@@ -1,0 +1,25 @@
+"""The profile: the file that calibration writes and that budgets and scorers read."""
+
+from tangram.profile.identity import ModelIdentity
+from tangram.profile.profile import (
+    ERROR_CURVE,
+    MASS_CURVE,
+    QUERY_COVARIANCE,
+    QUERY_MEAN,
+    ROPE_FREQUENCIES,
+    Profile,
+    threshold_share,
+)
+from tangram.profile.store import SCHEMA_VERSION
+
+__all__ = [
+    "ERROR_CURVE",
+    "MASS_CURVE",
+    "QUERY_COVARIANCE",
+    "QUERY_MEAN",
+    "ROPE_FREQUENCIES",
+    "SCHEMA_VERSION",
+    "ModelIdentity",
+    "Profile",
+    "threshold_share",
+]

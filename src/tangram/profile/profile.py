@@ -1,0 +1,249 @@
+"""The profile in memory: who it was made for, how, and the raw statistics as arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from tangram import __version__
+from tangram.errors import ProfileError, ProfileMismatchError
+from tangram.profile import store
+from tangram.profile.identity import ModelIdentity
+
+MASS_CURVE = "mass_curve"
+ERROR_CURVE = "error_curve"
+QUERY_MEAN = "query_mean"
+QUERY_COVARIANCE = "query_covariance"
+ROPE_FREQUENCIES = "rope_frequencies"
+_CHUNK_FIELDS = ("chunk_size_tokens", "window_size_tokens", "n_sink_tokens")
+
+
+def threshold_share(scope: str) -> str:
+    """Name of the array of threshold shares of a scope, `crosslayer` or `perlayer`."""
+    return f"threshold_share/{scope}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Profile:
+    """What calibration found, raw, so that any ratio, chunk size and group size can be asked of it.
+
+    Every array is optional; what needs one that is missing says so (`require`). Arrays of other
+    names are kept as they are. Arrays are copied and cannot be written to.
+
+    Attributes:
+        model: the network that the statistics belong to.
+        scorer_name: scorer whose rows the statistics are about.
+        scorer_parameters: all its parameters (JSON values).
+        chunk_size_tokens: C that calibration ran with.
+        window_size_tokens: W that calibration ran with.
+        n_sink_tokens: S that calibration ran with.
+        ratios: grid of the threshold shares, increasing, in (0, 1].
+        shares: grid of the curves, increasing, from 0 to 1.
+        data: what was calibrated on: `sha256`, `n_samples`, `description`.
+        seed: seed of whatever was drawn.
+        extra: further JSON values, such as what a search over budgets found.
+        arrays: name -> array.
+            "threshold_share/crosslayer", "threshold_share/perlayer": [ratios, samples, layers,
+            kv_heads] float32, share of the head's tokens above the threshold over all heads (of
+            the model, of the layer).
+            "mass_curve": [samples, layers, kv_heads, shares] float32, attention mass of later
+            queries that the scorer's top rows still hold.
+            "error_curve": same shape, relative error of the head's contribution to the residual
+            stream.
+            "query_mean": [layers, query_heads, head_size] float32, before RoPE.
+            "query_covariance": [layers, query_heads, head_size, head_size] float32, before RoPE.
+            "rope_frequencies": [rotary dimensions / 2] float64, radians per position.
+        tangram_version: version that wrote it.
+
+    Raises:
+        ProfileError: a grid or an array does not fit the rest.
+
+    Source: docs/design.md section 5.
+    """
+
+    model: ModelIdentity
+    scorer_name: str
+    scorer_parameters: Mapping[str, Any] = field(default_factory=dict)
+    chunk_size_tokens: int
+    window_size_tokens: int
+    n_sink_tokens: int
+    ratios: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tangram_version: str = __version__
+
+    def __post_init__(self) -> None:
+        for name in ("ratios", "shares"):
+            grid = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, grid)
+            if any(low >= high for low, high in zip(grid, grid[1:], strict=False)):
+                raise ProfileError(f"profile: {name} must increase, got {grid}")
+        if self.ratios and not (self.ratios[0] > 0 and self.ratios[-1] <= 1):
+            raise ProfileError(f"profile: ratios must lie in (0, 1], got {self.ratios}")
+        if self.shares and (self.shares[0], self.shares[-1]) != (0.0, 1.0):
+            raise ProfileError(f"profile: shares must run from 0 to 1, got {self.shares}")
+        for name in _CHUNK_FIELDS:
+            if getattr(self, name) < (name == "chunk_size_tokens"):
+                raise ProfileError(f"profile: {name} cannot be {getattr(self, name)}")
+        arrays = {name: self._checked(name, array) for name, array in self.arrays.items()}
+        object.__setattr__(self, "arrays", MappingProxyType(arrays))
+        for name in ("scorer_parameters", "data", "extra"):
+            object.__setattr__(self, name, MappingProxyType(_json(name, getattr(self, name))))
+
+    def _shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Shape that an array of this name must have (None: any size), or None for other names."""
+        layers, kv_heads = self.model.num_layers, self.model.num_kv_heads
+        queries, size = self.model.num_query_heads, self.model.head_size
+        return {
+            threshold_share("crosslayer"): (len(self.ratios), None, layers, kv_heads),
+            threshold_share("perlayer"): (len(self.ratios), None, layers, kv_heads),
+            MASS_CURVE: (None, layers, kv_heads, len(self.shares)),
+            ERROR_CURVE: (None, layers, kv_heads, len(self.shares)),
+            QUERY_MEAN: (layers, queries, size),
+            QUERY_COVARIANCE: (layers, queries, size, size),
+            ROPE_FREQUENCIES: (None,),
+        }.get(name)
+
+    def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
+        expected = self._shape(name)
+        array = np.array(array, order="C")
+        if expected is not None:
+            array = array.astype(np.float64 if name == ROPE_FREQUENCIES else np.float32)
+            fits = len(expected) == array.ndim and all(
+                want in (None, have) for want, have in zip(expected, array.shape, strict=True)
+            )
+            if not fits or array.size == 0:
+                raise ProfileError(
+                    f"profile: {name} must have shape {expected} (None: any size), none of them "
+                    f"zero, got {array.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise ProfileError(f"profile: {name} holds values that are not finite")
+        array.setflags(write=False)
+        return array
+
+    def require(self, name: str, level: str) -> np.ndarray:
+        """The array of this name.
+
+        Raises:
+            ProfileError: the profile lacks it; names the level that needs it, and the array.
+        """
+        if name not in self.arrays:
+            raise ProfileError(
+                f"level {level!r} needs the array {name!r}, which this profile lacks (it has "
+                f"{sorted(self.arrays) or 'none'}): calibrate again with it, or choose another "
+                "--compression-level"
+            )
+        return self.arrays[name]
+
+    def layer_statistics(self, layer: int) -> dict[str, np.ndarray]:
+        """What a scorer may ask about one layer, as far as the profile has it.
+
+        Returns:
+            "query_mean" [query_heads, head_size], "query_covariance" [query_heads, head_size,
+            head_size], "rope_frequencies" [rotary dimensions / 2].
+
+        Raises:
+            ProfileError: no such layer.
+        """
+        if not 0 <= layer < self.model.num_layers:
+            raise ProfileError(f"profile: no layer {layer} among {self.model.num_layers}")
+        per_layer = (QUERY_MEAN, QUERY_COVARIANCE)
+        found = {name: self.arrays[name][layer] for name in per_layer if name in self.arrays}
+        if ROPE_FREQUENCIES in self.arrays:
+            found[ROPE_FREQUENCIES] = self.arrays[ROPE_FREQUENCIES]
+        return found
+
+    def check(
+        self, *, model: ModelIdentity, scorer_name: str, scorer_parameters: Mapping[str, Any]
+    ) -> None:
+        """Return only if the profile is about this model and this scorer.
+
+        Chunk, window and sinks may differ: the statistics are shares, asked by interpolation.
+
+        Raises:
+            ProfileMismatchError: it is not; names what the profile has and what the server has.
+        """
+        differing = self.model.differences(model)
+        if differing:
+            raise ProfileMismatchError(
+                f"the profile is of another model (differing: {', '.join(differing)}): the profile "
+                f"has {self.model}, the server has {model}; give the --compression-profile of "
+                "this model, or none"
+            )
+        mine = scorer_name, _json("scorer_parameters", scorer_parameters)
+        theirs = self.scorer_name, dict(self.scorer_parameters)
+        if mine != theirs:
+            raise ProfileMismatchError(
+                f"the profile is of another scorer: the profile has {_scorer(*theirs)}, the server "
+                f"has {_scorer(*mine)}; give the --compression-profile of this scorer, or none, "
+                "or the --compression-scorer of the profile"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; the same profile always gives the same bytes.
+
+        Raises:
+            ProfileError: the folder cannot be written to.
+        """
+        header = {
+            "tangram_version": self.tangram_version,
+            "model": self.model.to_dict(),
+            "scorer": {"name": self.scorer_name, "parameters": dict(self.scorer_parameters)},
+            "chunk": {name: getattr(self, name) for name in _CHUNK_FIELDS},
+            "ratios": list(self.ratios),
+            "shares": list(self.shares),
+            "data": dict(self.data),
+            "seed": self.seed,
+            "extra": dict(self.extra),
+        }
+        store.write(Path(path), header, self.arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ProfileError: the file is missing, truncated, damaged, of a newer schema, or not a
+                profile; names the path.
+        """
+        header, arrays = store.read(Path(path))
+        try:
+            return cls(
+                model=ModelIdentity(**header["model"]),
+                scorer_name=header["scorer"]["name"],
+                scorer_parameters=header["scorer"]["parameters"],
+                **{name: header["chunk"][name] for name in _CHUNK_FIELDS},
+                ratios=header["ratios"],
+                shares=header["shares"],
+                data=header["data"],
+                seed=header["seed"],
+                extra=header["extra"],
+                arrays=arrays,
+                tangram_version=header["tangram_version"],
+            )
+        except (KeyError, TypeError, ProfileError) as error:
+            raise ProfileError(
+                f"{path}: its header does not describe a profile: {error}"
+            ) from error
+
+
+def _json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping as JSON gives it back: tuples are lists, keys are strings."""
+    try:
+        return json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ProfileError(f"profile: {name} must hold JSON values: {error}") from error
+
+
+def _scorer(name: str, parameters: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{k}={v}' for k, v in sorted(parameters.items()))})"

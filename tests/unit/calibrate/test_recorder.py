@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+
+from tangram.budgets import LEVELS, allocate
+from tangram.calibrate import QueryStatistics
+from tangram.errors import ConfigurationError, ProfileError, ScorerError
+from tangram.profile import Profile
+from tangram.scorers import get_scorer
+
+
+def same(left, right, rtol=0.0):
+    assert set(left.arrays) == set(right.arrays)
+    for name, array in left.arrays.items():
+        np.testing.assert_allclose(array, right.arrays[name], rtol=rtol, atol=rtol, err_msg=name)
+    return True
+
+
+def test_a_profile_holds_everything_and_every_level_can_be_asked(
+    make_recorder, make_sample, record, tiny, tmp_path
+):
+    profile = record(make_recorder(), make_sample(60, 1), make_sample(40, 2))
+    assert profile.model == tiny
+    assert (profile.scorer_name, profile.scorer_parameters) == ("key_diff", {})
+    assert (profile.chunk_size_tokens, profile.window_size_tokens) == (16, 4)
+    assert profile.data == {"sha256": "00", "description": "noise", "n_samples": 2}
+    assert {name: array.shape for name, array in profile.arrays.items()} == {
+        "threshold_share/crosslayer": (3, 2, 2, 2),
+        "threshold_share/perlayer": (3, 2, 2, 2),
+        "mass_curve": (2, 2, 2, 9),
+        "error_curve": (2, 2, 2, 9),
+        "query_mean": (2, 6, 8),
+        "query_covariance": (2, 6, 8, 8),
+        "rope_frequencies": (3,),
+    }
+    profile.save(tmp_path / "p")
+    loaded = Profile.load(tmp_path / "p")
+    for level in LEVELS:
+        groups = allocate(
+            level,
+            num_layers=2,
+            num_kv_heads=2,
+            ratio=0.5,
+            chunk_size_tokens=64,
+            page_size_rows=8,
+            page_group_size=1,
+            n_sink_tokens=2,
+            profile=loaded,
+        )
+        assert np.sum(groups.pages) == 16
+
+
+def test_neither_the_order_of_layers_nor_tiles_nor_other_samples_change_a_sample(
+    make_recorder, make_sample, record
+):
+    one, other = make_sample(70, 1), make_sample(33, 2)
+    plain = record(make_recorder(), one)
+    assert same(plain, record(make_recorder(), one, order=[1, 0]))
+    assert same(plain, record(make_recorder(max_query_rows=3), one), rtol=1e-5)
+    both = record(make_recorder(), one, other)
+    turned = record(make_recorder(), other, one)
+    for name, array in both.arrays.items():
+        if name.startswith("threshold"):
+            np.testing.assert_array_equal(array, turned.arrays[name][:, ::-1])
+            np.testing.assert_array_equal(array[:, :1], plain.arrays[name])
+        elif name.endswith("curve"):
+            np.testing.assert_array_equal(array, turned.arrays[name][::-1])
+            np.testing.assert_array_equal(array[:1], plain.arrays[name])
+        else:
+            np.testing.assert_allclose(array, turned.arrays[name], rtol=1e-6, atol=1e-6)
+
+
+def test_sinks_are_above_every_threshold(make_recorder, make_sample, record):
+    recorder = make_recorder(n_sink_tokens=12, ratios=(0.01, 0.1875))
+    profile = record(recorder, make_sample(70))
+    shares = profile.arrays["threshold_share/crosslayer"]
+    np.testing.assert_allclose(shares[0], 0.01, atol=1e-6)  # fewer than the sinks: split alike
+    np.testing.assert_allclose(shares[1], 12 / 60 * 0.9375, atol=1e-6)
+
+
+def test_low_precision_is_read_as_float32(make_recorder, make_sample, record):
+    sample = [tuple(x.bfloat16() for x in layer) for layer in make_sample(50)]
+    widened = [tuple(x.float() for x in layer) for layer in sample]
+    assert same(record(make_recorder(), sample), record(make_recorder(), widened), rtol=1e-6)
+
+
+def test_very_peaked_attention_gives_numbers(make_recorder, make_sample, record):
+    sample = [(1000 * q, k, v, norms) for q, k, v, norms in make_sample(60)]
+    profile = record(make_recorder(), sample)
+    mass = profile.arrays["mass_curve"]
+    assert np.isfinite(profile.arrays["error_curve"]).all()
+    assert ((mass >= 0) & (mass <= 1)).all()
+
+
+def test_a_scorer_that_needs_statistics_gets_those_of_a_first_pass(
+    make_recorder, make_sample, record, tiny
+):
+    with pytest.raises(ScorerError, match="needs query_mean"):
+        make_recorder("expected_attention")
+    sample = make_sample(60)
+    frequencies = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)
+    first = QueryStatistics(tiny, frequencies, n_sink_tokens=2)
+    for layer, (queries, *_) in enumerate(sample):
+        first.add_layer(layer, queries)
+    profile = record(make_recorder("expected_attention", statistics=first.arrays()), sample)
+    for name, array in first.arrays().items():
+        np.testing.assert_array_equal(profile.arrays[name], array)
+    assert profile.scorer_parameters == get_scorer("expected_attention").parameters()
+    read_back = {name: profile.arrays[name] for name in first.arrays()}
+    again = record(make_recorder("expected_attention", statistics=read_back), sample)
+    assert same(profile, again)
+
+
+def test_without_frequencies_there_are_no_query_statistics(make_recorder, make_sample, record):
+    profile = record(make_recorder(rope_frequencies=None), make_sample(60))
+    assert "query_mean" not in profile.arrays
+    assert "mass_curve" in profile.arrays
+
+
+def test_short_samples_count_for_queries_only(make_recorder, make_sample, record):
+    recorder = make_recorder()
+    with pytest.raises(ProfileError, match="none of 2 samples has more than 16 tokens.*has 16"):
+        record(recorder, make_sample(16), make_sample(3))
+    profile = record(recorder, make_sample(17))
+    assert profile.data["n_samples"] == 1
+    assert profile.arrays["mass_curve"].shape[0] == 1
+    alone = record(make_recorder(), make_sample(17))
+    assert not np.allclose(profile.arrays["query_mean"], alone.arrays["query_mean"])
+
+
+def test_mistakes_of_the_caller_are_told(make_recorder, make_sample):
+    recorder, sample = make_recorder(), make_sample(20)
+    with pytest.raises(ProfileError, match=r"not complete: no layers \[0, 1\]"):
+        recorder.finish_sample()
+    recorder.add_layer(0, *sample[0])
+    with pytest.raises(ProfileError, match=r"not complete: no layers \[1\]"):
+        recorder.finish_sample()
+    with pytest.raises(ProfileError, match="not finished"):
+        recorder.profile({})
+    with pytest.raises(ProfileError, match="layer 0 was added twice"):
+        recorder.add_layer(0, *sample[0])
+    with pytest.raises(ProfileError, match="not one of 2 layers"):
+        recorder.add_layer(2, *sample[0])
+    with pytest.raises(ProfileError, match="must have the shapes"):
+        recorder.add_layer(1, *make_sample(21)[1])
+    with pytest.raises(ProfileError, match="output projections of shape"):
+        make_recorder(output_projections=[])
+    with pytest.raises(ProfileError, match="share_grid"):
+        make_recorder(share_grid=0)
+    with pytest.raises(ConfigurationError, match="--compression-window-size"):
+        make_recorder(window_size_tokens=16)
+    with pytest.raises(ScorerError, match="--compression-window-size"):
+        make_recorder("snap_kv", window_size_tokens=0)
