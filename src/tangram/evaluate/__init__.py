@@ -1,0 +1,1 @@
+"""Tasks that tell how well compressed conversations are still answered."""
