@@ -1,0 +1,1 @@
+"""Operations on the compressed cache; every one has a plain-torch reference beside it."""

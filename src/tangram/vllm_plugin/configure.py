@@ -1,0 +1,79 @@
+"""Making vLLM's configuration for compression: refuse, plan, and set what follows from the plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.options import CONFIG_KEY, CompressionOptions
+from tangram.vllm_plugin.overrides import WORKER_EXTENSION_PATH
+from tangram.vllm_plugin.plan import CompressionPlan, make_plan
+from tangram.vllm_plugin.refusals import (
+    refuse_arguments,
+    refuse_configuration,
+    refuse_model,
+)
+
+logger = logging.getLogger("vllm.tangram")
+
+
+def configure(
+    args: EngineArgs, options: CompressionOptions, create: Callable[[], VllmConfig]
+) -> VllmConfig:
+    """vLLM's configuration with compression on.
+
+    Args:
+        args: the engine's arguments; its fields that the plan decides are set.
+        options: what the user asked for.
+        create: vLLM's own way from `args` to the configuration.
+
+    Raises:
+        ConfigurationError: options that cannot be served, or not together; see `refusals`.
+    """
+    refuse_arguments(args)
+    args.worker_extension_cls = WORKER_EXTENSION_PATH
+    args.attention_config.backend = AttentionBackendEnum.CUSTOM
+    config = create()
+    refuse_model(config)
+    refuse_configuration(config)
+
+    model = ModelIdentity.from_config(config.model_config.hf_config.to_dict())
+    dtype = kv_cache_dtype_str_to_dtype(config.cache_config.cache_dtype, config.model_config)
+    plan = make_plan(options, model, dtype.itemsize)
+    config.additional_config = {
+        **config.additional_config,
+        CONFIG_KEY: {**options.to_mapping(), "plan": plan.to_json()},
+    }
+    config.cache_config.block_size = plan.geometry.recent_block_tokens
+    # Sliding windows keep only the prompt's last window by default; a chat resumes at any boundary.
+    config.cache_config.prefix_cache_retention_interval = None
+    _announce(options, plan)
+    return config
+
+
+def _announce(options: CompressionOptions, plan: CompressionPlan) -> None:
+    geometry = plan.geometry
+    if plan.profile_path is None and options.compression_ratio < 1:
+        logger.warning(
+            "no --compression-profile is given: every head keeps the same share of every chunk "
+            "(uniform budgets), which costs accuracy that a calibrated profile keeps"
+        )
+    logger.info(
+        "KV cache compression: ratio %g, %s budgets, scorer %s, chunks of %d tokens, window %d, "
+        "%d heads a page, sealed block %d KiB, recent block %d tokens, layout %s",
+        options.compression_ratio,
+        plan.level,
+        plan.scorer_name,
+        geometry.chunk_size_tokens,
+        geometry.window_size_tokens,
+        geometry.page_group_size,
+        geometry.sealed_block_bytes >> 10,
+        geometry.recent_block_tokens,
+        geometry.digest,
+    )

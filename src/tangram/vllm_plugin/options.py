@@ -1,0 +1,150 @@
+"""What a user can ask for: flags of `vllm serve`, keyword arguments of `tangram.LLM`, one dict."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tangram.budgets import LEVELS
+from tangram.errors import ConfigurationError
+from tangram.scorers import DEFAULT_SCORER, scorer_names
+
+CONFIG_KEY = "tangram"
+"""Key of vLLM's `additional_config` under which the options travel to every process."""
+
+NO_PROFILE = "none"
+
+
+@dataclass(frozen=True)
+class CompressionOptions:
+    """Options of compression; names are those of the flags, with underscores.
+
+    Attributes:
+        enable_compression: whether the KV cache is compressed at all.
+        compression_ratio: share of all rows that is kept, in (0, 1].
+        page_group_size: H_p, KV heads that share a budget and a page; the largest divisor of the
+            model's KV heads up to 4 when absent.
+        compression_chunk_size: C, tokens that are sealed together; a multiple of 16.
+        compression_window_size: W, tokens before a boundary that stay raw until the next one.
+        compression_n_sink_tokens: S, tokens at the start that every head keeps.
+        compression_scorer: name of the scorer.
+        compression_level: rule that turns a profile into budgets; with a profile `mass`, without
+            one `uniform`, when absent.
+        compression_profile: file that calibration wrote, or `none` for uniform budgets.
+    """
+
+    enable_compression: bool = True
+    compression_ratio: float = 0.3
+    page_group_size: int | None = None
+    compression_chunk_size: int = 256
+    compression_window_size: int = 32
+    compression_n_sink_tokens: int = 4
+    compression_scorer: str = DEFAULT_SCORER
+    compression_level: str | None = None
+    compression_profile: str | None = None
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> CompressionOptions:
+        """Options from a dict; absent ones, and those that are None, take their defaults.
+
+        Raises:
+            ConfigurationError: a name or a value that is not known.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ConfigurationError(
+                f"unknown compression option {', '.join(unknown)}: known are {', '.join(known)}"
+            )
+        options = cls(**{name: value for name, value in given.items() if value is not None})
+        options.check()
+        return options
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The options as a JSON object."""
+        return asdict(self)
+
+    def check(self) -> None:
+        """Raise ConfigurationError for a value that no model could be served with."""
+        for name in ("page_group_size", "compression_chunk_size", "compression_window_size",
+                     "compression_n_sink_tokens"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigurationError(f"{flag(name)} is {value!r}: give a whole number")
+        if not isinstance(self.compression_ratio, int | float) or not (
+            0 < self.compression_ratio <= 1
+        ):
+            raise ConfigurationError(
+                f"--compression-ratio is {self.compression_ratio!r}: give the share of rows to "
+                "keep, above 0 and at most 1"
+            )
+        if self.page_group_size is not None and self.page_group_size < 1:
+            raise ConfigurationError(f"--page-group-size is {self.page_group_size}: give 1 or more")
+        if self.compression_level is not None and self.compression_level not in LEVELS:
+            raise ConfigurationError(
+                f"--compression-level is {self.compression_level!r}: choose one of "
+                f"{', '.join(LEVELS)}"
+            )
+
+
+_HELP = {
+    "enable_compression": "Compress the KV cache: every head keeps its own share of each chunk.",
+    "compression_ratio": "Share of all rows that is kept, above 0 and at most 1 (default: 0.3).",
+    "page_group_size": "KV heads that share a budget and a page (default: up to 4).",
+    "compression_chunk_size": "Tokens that are sealed together (default: 256).",
+    "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
+    "boundary (default: 32).",
+    "compression_n_sink_tokens": "Tokens at the start that every head keeps (default: 4).",
+    "compression_scorer": "Which tokens are worth keeping: {names}, or a registered one "
+    f"(default: {DEFAULT_SCORER}).",
+    "compression_level": "Rule that turns a profile into budgets (default: mass with a profile, "
+    "uniform without).",
+    "compression_profile": "Calibration file of this model and scorer, or none for uniform "
+    "budgets.",
+}
+_TYPES = {
+    "compression_ratio": float,
+    "page_group_size": int,
+    "compression_chunk_size": int,
+    "compression_window_size": int,
+    "compression_n_sink_tokens": int,
+}
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to a parser; those not given parse to None."""
+    group = parser.add_argument_group("KV cache compression (tangram)")
+    for name, text in _HELP.items():
+        text = text.format(names=", ".join(scorer_names(third_party=False)))
+        if name == "enable_compression":
+            group.add_argument(flag(name), action="store_true", default=None, help=text)
+        elif name == "compression_level":
+            group.add_argument(flag(name), default=None, help=text, metavar="|".join(LEVELS))
+        else:
+            group.add_argument(flag(name), default=None, type=_TYPES.get(name, str), help=text)
+
+
+def options_from_flags(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The options that were given as flags; None without --enable-compression.
+
+    Raises:
+        ConfigurationError: a flag of compression without --enable-compression, which would be
+            served uncompressed without a word.
+    """
+    given = {name: getattr(args, name, None) for name in _HELP}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    if not given.get("enable_compression"):
+        raise ConfigurationError(
+            f"{flag(next(iter(given)))} is given without --enable-compression: add "
+            "--enable-compression, or leave it out"
+        )
+    return given

@@ -1,0 +1,122 @@
+"""Combinations that compression does not serve: refused at start, never served uncompressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from tangram.errors import UnsupportedError
+from tangram.vllm_plugin.overrides import WORKER_EXTENSION_PATH
+
+_FULL_ATTENTION = {"attention", "full_attention"}
+
+
+def _refuse(condition: Any, option: str, remedy: str) -> None:
+    if condition:
+        raise UnsupportedError(f"KV cache compression does not support {option}: {remedy}")
+
+
+def refuse_arguments(args: EngineArgs) -> None:
+    """Raise UnsupportedError for arguments that would fail, or mislead, further on.
+
+    Looked at before vLLM makes its configuration, so that the message is about compression and not
+    about a consequence of it.
+    """
+    _refuse(
+        args.speculative_config or getattr(args, "spec_method", None),
+        "speculative decoding (--speculative-config)",
+        "leave it out, or serve without --enable-compression",
+    )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size",
+                 "decode_context_parallel_size", "prefill_context_parallel_size"):  # fmt: skip
+        size = getattr(args, name)
+        flag = "--" + name.replace("_", "-")
+        _refuse(size > 1, f"{flag} {size} yet", f"use {flag} 1")
+    _refuse(
+        args.kv_transfer_config or args.kv_offloading_size,
+        "KV connectors and offloading (--kv-transfer-config, --kv-offloading-size)",
+        "leave them out",
+    )
+    _refuse(
+        args.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
+        f"a quantised KV cache (--kv-cache-dtype {args.kv_cache_dtype})",
+        "use --kv-cache-dtype auto",
+    )
+    _refuse(args.enable_dbo, "dual-batch overlap (--enable-dbo)", "leave it out")
+    _refuse(
+        args.disable_hybrid_kv_cache_manager,
+        "--disable-hybrid-kv-cache-manager",
+        "leave it out: sealed and recent blocks are two cache groups",
+    )
+    _refuse(
+        args.block_size is not None,
+        f"--block-size {args.block_size}",
+        "leave it out: the chunk size and the budgets decide it",
+    )
+    _refuse(
+        args.attention_backend
+        or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM),
+        "another attention backend (--attention-backend)",
+        "leave it out: compression brings its own",
+    )
+    _refuse(
+        args.worker_extension_cls not in ("", WORKER_EXTENSION_PATH),
+        f"--worker-extension-cls {args.worker_extension_cls}",
+        "leave it out: compression brings its own",
+    )
+
+
+def refuse_model(config: VllmConfig) -> None:
+    """Raise UnsupportedError for a model that compression cannot serve yet."""
+    model = config.model_config
+    name = f"the model {model.model!r}"
+    _refuse(model.runner_type != "generate", f"{name}, which does not generate text", "use another")
+    _refuse(model.is_encoder_decoder, f"{name}, an encoder-decoder", "use a decoder-only model")
+    _refuse(model.use_mla, f"{name}, which uses MLA", "use a model with plain attention")
+    _refuse(
+        model.is_hybrid or model.is_attention_free,
+        f"{name}, which has layers other than attention, yet",
+        "serve it without --enable-compression",
+    )
+    text = model.hf_text_config
+    layer_types = set(getattr(text, "layer_types", None) or ())
+    _refuse(
+        model.get_sliding_window() is not None
+        or not layer_types <= _FULL_ATTENTION
+        or getattr(text, "attention_chunk_size", None)
+        or model.rswa_window,
+        f"{name}, which has sliding-window or local attention layers, yet",
+        "serve it without --enable-compression, or with --disable-sliding-window where the "
+        "context fits the window",
+    )
+    _refuse(
+        getattr(text, "num_kv_shared_layers", 0) or model.is_mm_prefix_lm,
+        f"{name}, which shares KV between layers or attends to images both ways",
+        "serve it without --enable-compression",
+    )
+
+
+def refuse_configuration(config: VllmConfig) -> None:
+    """Raise UnsupportedError for what only the finished configuration shows."""
+    _refuse(config.speculative_config, "speculative decoding", "leave --speculative-config out")
+    _refuse(config.kv_transfer_config, "KV connectors", "leave --kv-transfer-config out")
+    dtype = config.cache_config.cache_dtype
+    _refuse(
+        dtype not in ("auto", "float16", "bfloat16"),
+        f"the quantised KV cache ({dtype}) of this checkpoint",
+        "use --kv-cache-dtype auto with an unquantised cache",
+    )
+    _refuse(
+        config.scheduler_config.disable_hybrid_kv_cache_manager,
+        "a configuration that turns the hybrid KV cache manager off",
+        "leave out the option that does",
+    )
+
+
+def refuse_layer(**unsupported: Any) -> None:
+    """Raise UnsupportedError for a property of an attention layer, named as vLLM names it."""
+    for name, value in unsupported.items():
+        _refuse(value, f"attention layers with {name}", "serve the model without compression")

@@ -1,0 +1,143 @@
+"""Sealing within one layer's forward: score a chunk, choose each head's rows, pack them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tangram.geometry import Geometry
+from tangram.kernels.attend.reference import gather_recent
+from tangram.kernels.seal import pack
+from tangram.kernels.segments import SealingChunks
+from tangram.scorers.base import Chunks
+from tangram.scorers.select import top_rows
+from tangram.vllm_plugin.storage import QueryRing, SealedCache
+
+MAX_TOKENS = 1 << 15
+"""Tokens of chunks that are scored at once."""
+
+
+@dataclass
+class Step:
+    """What sealing needs of one layer in one step.
+
+    Attributes:
+        layer: attention layer.
+        query: [tokens, query_heads, head_size], the step's queries after RoPE.
+        softmax_scale: factor on query times key.
+        recent_cache: [blocks, kv_heads, R, 2 * head_size]; the step's rows are written already.
+        recent_table: [requests, recent blocks].
+        sealed_table: [requests, chunks].
+        ring_table: [requests, ring blocks] or None without a ring.
+        query_start: [requests + 1] int64 on the host.
+        num_tokens_after: [requests] int64 on the host.
+    """
+
+    layer: int
+    query: Tensor
+    softmax_scale: float
+    recent_cache: Tensor
+    recent_table: Tensor
+    sealed_table: Tensor
+    ring_table: Tensor | None
+    query_start: np.ndarray
+    num_tokens_after: np.ndarray
+
+
+def _alike(geometry: Geometry, sealing: SealingChunks) -> Iterator[SealingChunks]:
+    """Chunks of equal length, not too many at once: chunk 0 is shorter than the others."""
+    most = max(1, MAX_TOKENS // geometry.chunk_size_tokens)
+    for index in (np.flatnonzero(sealing.chunk == 0), np.flatnonzero(sealing.chunk > 0)):
+        for begin in range(0, len(index), most):
+            yield sealing.take(index[begin : begin + most])
+
+
+def seal_step(
+    step: Step, sealing: SealingChunks, sealed: SealedCache, ring: QueryRing | None
+) -> None:
+    """Write the sealed pages of this layer for every chunk that the step completes."""
+    for chunks in _alike(sealed.geometry, sealing):
+        _seal(step, chunks, sealed, ring)
+
+
+def _seal(step: Step, chunks: SealingChunks, sealed: SealedCache, ring: QueryRing | None) -> None:
+    g, device = sealed.geometry, step.query.device
+    request = torch.from_numpy(chunks.request).to(device)
+    chunk = torch.from_numpy(chunks.chunk).to(device)
+    first, last = g.chunk_range(int(chunks.chunk[0]))
+    start = (chunk * g.chunk_size_tokens - g.window_size_tokens).clamp(min=0)
+    position = start[:, None] + torch.arange(last - first, device=device)
+    raw = gather_recent(step.recent_cache, step.recent_table, request, position, g)
+    blocks = step.sealed_table[request, chunk].long()
+
+    groups = range(len(g.head_groups.heads[step.layer]))
+    kept = [g.kept_rows(step.layer, group, int(chunks.chunk[0])) for group in groups]
+    scores = None
+    if min(kept) < position.shape[1]:
+        key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
+        window = None if ring is None else _window_queries(step, chunks, ring)
+        scores = sealed.scorer.score(
+            Chunks(
+                keys=key,
+                values=value,
+                positions=position,
+                softmax_scale=step.softmax_scale,
+                window_queries=window,
+                statistics=sealed.statistics(step.layer, device),
+                window_size_tokens=g.window_size_tokens,
+            )
+        )
+    sinks = position < g.n_sink_tokens
+    everything = torch.arange(position.shape[1], device=device)[None, :, None]
+    for group, rows in zip(groups, kept, strict=True):
+        heads = list(g.head_groups.heads[step.layer][group])
+        if rows == position.shape[1]:
+            chosen = everything.expand(len(chunks), -1, len(heads))
+        else:
+            assert scores is not None
+            chosen = top_rows(scores[..., heads], rows, sinks)
+        pack(sealed.pages, blocks, raw, chosen, geometry=g, layer=step.layer, group=group)
+
+
+def _window_queries(step: Step, chunks: SealingChunks, ring: QueryRing) -> Tensor:
+    """[chunks, W, query_heads, head_size], the W queries before each chunk's boundary.
+
+    Those that this step computes come from it, older ones from the ring, which still holds them
+    because it is written only after the step has sealed.
+    """
+    g, device = ring.geometry, step.query.device
+    W = g.window_size_tokens
+    boundary = (chunks.chunk + 1) * g.chunk_size_tokens
+    position = boundary[:, None] - W + np.arange(W)
+    queries = step.query_start[1:] - step.query_start[:-1]
+    computed = (step.num_tokens_after - queries)[chunks.request][:, None]
+    index = step.query_start[chunks.request][:, None] + position - computed
+    window = step.query[torch.from_numpy(np.maximum(index, 0)).to(device)]
+    if (position >= computed).all():
+        return window
+    assert step.ring_table is not None
+    slot = torch.from_numpy(position % W).to(device)
+    request = torch.from_numpy(chunks.request).to(device)
+    R = g.ring_block_tokens
+    held = ring.layer(step.layer)[step.ring_table[request[:, None], slot // R].long(), slot % R]
+    is_held = torch.from_numpy(position < computed).to(device)
+    return torch.where(is_held[:, :, None, None], held.to(window.dtype), window)
+
+
+def store_window_queries(step: Step, ring: QueryRing) -> None:
+    """Keep the last W queries of every request of the step."""
+    assert step.ring_table is not None
+    g, device = ring.geometry, step.query.device
+    W, R = g.window_size_tokens, g.ring_block_tokens
+    queries = step.query_start[1:] - step.query_start[:-1]
+    count = np.minimum(queries, W)
+    request = np.repeat(np.arange(len(count)), count)
+    back = np.repeat(np.cumsum(count), count) - np.arange(len(request))  # 1 is the last query
+    slot = torch.from_numpy((step.num_tokens_after[request] - back) % W).to(device)
+    index = torch.from_numpy(step.query_start[1:][request] - back).to(device)
+    blocks = step.ring_table[torch.from_numpy(request).to(device), slot // R].long()
+    ring.layer(step.layer)[blocks, slot % R] = step.query[index].to(ring.kv_cache.dtype)

@@ -1,0 +1,92 @@
+"""The caches that belong to no single layer: sealed pages of all layers, and the query ring.
+
+vLLM allocates, binds and gives metadata to whatever is an `AttentionLayerBase` in the static
+forward context. These two are, under names of their own; the attention layers' implementation finds
+them there in every forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from tangram.profile import Profile
+from tangram.scorers.base import Scorer
+from tangram.vllm_plugin.cache_groups import QueryRingSpec, SealedSpec
+from tangram.vllm_plugin.plan import CompressionPlan
+
+# vLLM wants exactly one integer in the name of a layer that has a cache.
+SEALED_NAME = "tangram.0.sealed"
+RING_NAME = "tangram.0.query_ring"
+
+
+class _SharedCache(nn.Module, AttentionLayerBase):
+    """A cache that all attention layers of the rank share."""
+
+    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.geometry = plan.geometry
+        self.dtype = dtype
+        self.kv_cache = torch.tensor([])
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        """The backend whose builder makes this cache's metadata."""
+        from tangram.vllm_plugin.backend import CompressedAttentionBackend
+
+        return CompressedAttentionBackend
+
+
+class SealedCache(_SharedCache):
+    """Sealed pages of all layers, and the scorer that decides what goes into them."""
+
+    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
+        super().__init__(plan, dtype)
+        self.plan = plan
+        self.scorer: Scorer = plan.scorer
+        self._profile: Profile | None = (
+            plan.load_profile() if self.scorer.needs_statistics else None
+        )
+        self._statistics: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        """One block of this group is one sealed chunk."""
+        return SealedSpec.of(self.geometry, self.dtype)
+
+    @property
+    def pages(self) -> Tensor:
+        """[blocks, pages_per_block, H_p, P, 2 * head_size], a view of the pool."""
+        g = self.geometry
+        rows = self.kv_cache[:, 0, : g.rows_per_block]
+        return rows.unflatten(1, (g.pages_per_block, g.page_group_size, g.page_size_rows))
+
+    def statistics(self, layer: int, device: torch.device) -> dict[str, Tensor]:
+        """The profile's arrays of a layer, on the device; empty when the scorer needs none."""
+        if self._profile is None:
+            return {}
+        key = (layer, device)
+        if key not in self._statistics:
+            self._statistics[key] = {
+                name: torch.from_numpy(array.copy()).to(device)
+                for name, array in self._profile.layer_statistics(layer).items()
+                if name in self.scorer.needs_statistics
+            }
+        return self._statistics[key]
+
+
+class QueryRing(_SharedCache):
+    """The last W queries of every running request; position p lies at p % W."""
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        """Blocks of this group are private to a request and never cached."""
+        return QueryRingSpec.of(self.geometry, self.dtype)
+
+    def layer(self, layer: int) -> Tensor:
+        """[blocks, ring_block_tokens, query_heads, head_size], a view of the pool."""
+        g = self.geometry
+        width = g.num_query_heads * g.head_size
+        queries = self.kv_cache[:, 0, :, layer * width : (layer + 1) * width]
+        return queries.unflatten(2, (g.num_query_heads, g.head_size))

@@ -1,0 +1,39 @@
+"""What compression adds to vLLM's worker, and the proof that it is there.
+
+The configuration names this class by its path, so a worker process in which the plugin cannot be
+imported fails at start instead of serving uncompressed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from tangram.vllm_plugin import register
+
+register()
+
+
+class CompressionWorkerExtension:
+    """Calls that `collective_rpc` reaches; vLLM mixes this class into its worker."""
+
+    def tangram_status(self) -> dict[str, Any]:
+        """The layout that this worker serves, from its cache rather than from its options."""
+        sealed = self._tangram_sealed()
+        return {
+            "layout": sealed.geometry.digest,
+            "scorer": sealed.scorer.name,
+            "blocks": sealed.kv_cache.shape[0],
+            "block_bytes": sealed.kv_cache.stride(0) * sealed.kv_cache.element_size(),
+        }
+
+    def tangram_checksums(self, blocks: list[int]) -> list[int]:
+        """A checksum of the sealed rows of each of the blocks."""
+        pages = self._tangram_sealed().pages
+        return [zlib.crc32(pages[block].float().cpu().numpy().tobytes()) for block in blocks]
+
+    def _tangram_sealed(self) -> Any:
+        from tangram.vllm_plugin.storage import SEALED_NAME
+
+        config = self.vllm_config  # type: ignore[attr-defined]
+        return config.compilation_config.static_forward_context[SEALED_NAME]

@@ -1,0 +1,256 @@
+"""What cannot be served is refused before an engine starts, with the option and the remedy."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from tangram.errors import ConfigurationError, TangramError, UnsupportedError
+from tangram.vllm_plugin import register
+from tangram.vllm_plugin.options import CONFIG_KEY
+from tangram.vllm_plugin.plan import plan_of
+from tests.engine.harness import MODEL
+from tests.engine.profiles import make_profile
+
+
+def configure(model=MODEL, *, compression=None, **arguments):
+    """vLLM's configuration with compression on; no engine is started."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    register()
+    return EngineArgs(
+        model=model,
+        dtype="float32",
+        max_model_len=2048,
+        additional_config={CONFIG_KEY: compression or {}},
+        **arguments,
+    ).create_engine_config()
+
+
+def write_config(folder: Path, **changes) -> str:
+    """A model's folder without weights, differing from the recall model as told; `...` drops."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((Path(MODEL) / name).read_bytes())
+    config = json.loads((Path(MODEL) / "config.json").read_text()) | changes
+    config = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("compression_ratio", 0, ["--compression-ratio", "above 0"]),
+        ("compression_ratio", 1.01, ["--compression-ratio", "at most 1"]),
+        ("compression_ratio", "half", ["--compression-ratio", "'half'"]),
+        ("compression_ratio", float("nan"), ["--compression-ratio"]),
+        ("compression_ratio", 0.01, ["--compression-ratio"]),
+        ("page_group_size", 3, ["--page-group-size", "4 KV heads", "1, 2, 4"]),
+        ("page_group_size", 0, ["--page-group-size"]),
+        ("compression_chunk_size", 100, ["--compression-chunk-size", "multiple", "16"]),
+        ("compression_chunk_size", 0, ["--compression-chunk-size"]),
+        ("compression_chunk_size", 64.5, ["--compression-chunk-size", "whole number"]),
+        ("compression_window_size", 256, ["--compression-window-size"]),
+        ("compression_window_size", -1, ["--compression-window-size"]),
+        ("compression_n_sink_tokens", -1, ["--compression-n-sink-tokens"]),
+        ("compression_n_sink_tokens", 250, ["--compression-n-sink-tokens"]),
+        ("compression_scorer", "h2o", ["--compression-scorer", "h2o", "key_diff", "snap_kv"]),
+        ("compression_scorer", "expected_attention", ["--compression-profile"]),
+        ("compression_level", "best", ["--compression-level", "best", "uniform", "mass"]),
+        ("compression_level", "mass", ["--compression-level", "--compression-profile"]),
+        ("compression_profile", "/nowhere/profile", ["/nowhere/profile"]),
+        ("compression_ration", 0.3, ["compression_ration", "compression_ratio"]),
+    ],
+)
+def test_bad_options(option, value, words):
+    with pytest.raises(TangramError) as error:
+        configure(compression={option: value})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_window_of_none_and_a_scorer_that_looks_at_it():
+    with pytest.raises(ConfigurationError, match="--compression-window-size"):
+        configure(compression={"compression_scorer": "tova", "compression_window_size": 0})
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            dict(speculative_config={"method": "ngram", "num_speculative_tokens": 2,
+                                     "prompt_lookup_max": 3}),
+            ["speculative decoding", "--speculative-config"],
+        ),
+        (dict(tensor_parallel_size=2), ["--tensor-parallel-size 2", "--tensor-parallel-size 1"]),
+        (dict(pipeline_parallel_size=2), ["--pipeline-parallel-size 2"]),
+        (dict(decode_context_parallel_size=2), ["--decode-context-parallel-size 2"]),
+        (dict(prefill_context_parallel_size=2), ["--prefill-context-parallel-size 2"]),
+        (
+            dict(kv_transfer_config={"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
+            ["KV connectors", "--kv-transfer-config"],
+        ),
+        (dict(kv_offloading_size=1.0), ["offloading", "--kv-offloading-size"]),
+        (dict(kv_cache_dtype="fp8"), ["quantised KV cache", "--kv-cache-dtype fp8"]),
+        (dict(disable_hybrid_kv_cache_manager=True), ["--disable-hybrid-kv-cache-manager"]),
+        (dict(enable_dbo=True), ["--enable-dbo"]),
+        (dict(block_size=64), ["--block-size 64"]),
+        (dict(attention_backend="TRITON_ATTN"), ["--attention-backend"]),
+        (dict(worker_extension_cls="some.Extension"), ["--worker-extension-cls some.Extension"]),
+        (dict(runner="pooling", convert="embed"), ["does not generate text"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_unsupported_combinations(arguments, words):
+    with pytest.raises(UnsupportedError) as error:
+        configure(**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        (
+            dict(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=512),
+            "sliding-window",
+        ),
+        (
+            dict(use_sliding_window=True, sliding_window=512, max_window_layers=3,
+                 layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3),
+            "sliding-window",
+        ),
+        (
+            dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2",
+                 kv_lora_rank=64, q_lora_rank=None, qk_nope_head_dim=32, qk_rope_head_dim=32,
+                 v_head_dim=32, first_k_dense_replace=6),
+            "MLA",
+        ),
+        (
+            dict(architectures=["FalconMambaForCausalLM"], model_type="falcon_mamba",
+                 state_size=16, conv_kernel=4, layer_types=...),
+            "layers other than attention",
+        ),
+        (
+            dict(architectures=["WhisperForConditionalGeneration"], model_type="whisper",
+                 is_encoder_decoder=True, d_model=256, encoder_layers=2, decoder_layers=2,
+                 encoder_attention_heads=4, decoder_attention_heads=4,
+                 max_target_positions=4096),
+            "encoder-decoder",
+        ),
+    ],
+    ids=["sliding", "some-sliding", "mla", "attention-free", "encoder-decoder"],
+)  # fmt: skip
+def test_models_that_cannot_be_served(changes, word, tmp_path):
+    with pytest.raises(UnsupportedError, match=word):
+        configure(write_config(tmp_path, **changes))
+
+
+def test_a_profile_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "profile.safetensors"
+    (tmp_path / "model").mkdir()
+    other = write_config(tmp_path / "model", num_hidden_layers=5)
+    make_profile("key_diff", model=other).save(path)
+    with pytest.raises(TangramError) as error:
+        configure(compression={"compression_profile": str(path)})
+    for word in ("5 layers", "6 layers", "--compression-profile"):
+        assert word in str(error.value)
+
+
+def test_a_profile_of_another_scorer_is_refused(tmp_path):
+    path = tmp_path / "profile.safetensors"
+    make_profile("snap_kv").save(path)
+    with pytest.raises(TangramError) as error:
+        configure(compression={"compression_profile": str(path)})
+    for word in ("snap_kv", "key_diff"):
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_no_profile_is_refused(tmp_path):
+    path = tmp_path / "profile.safetensors"
+    path.write_bytes(b"not a profile at all" * 10)
+    with pytest.raises(TangramError, match=str(path)):
+        configure(compression={"compression_profile": str(path)})
+
+
+def test_without_a_profile_one_warning_says_that_budgets_are_uniform(monkeypatch):
+    from tangram.vllm_plugin import configure as module
+
+    warnings = []
+    monkeypatch.setattr(module.logger, "warning", lambda text, *args: warnings.append(text))
+    plan = plan_of(configure().additional_config)
+    assert plan.level == "uniform"
+    assert len(warnings) == 1
+    assert "--compression-profile" in warnings[0] and "uniform budgets" in warnings[0]
+
+
+def test_flags_of_compression_without_the_one_that_turns_it_on():
+    with pytest.raises(ConfigurationError, match="--enable-compression"):
+        parse("--compression-ratio", "0.5")
+
+
+def parse(*flags: str):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    register()
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    return AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", MODEL, *flags]))
+
+
+def test_every_flag_reaches_the_plan():
+    arguments = parse(
+        "--enable-compression", "--compression-ratio", "0.4", "--page-group-size", "2",
+        "--compression-chunk-size", "128", "--compression-window-size", "16",
+        "--compression-n-sink-tokens", "2", "--compression-scorer", "SnapKV",
+        "--compression-level", "uniform", "--compression-profile", "none",
+        "--dtype", "float32", "--max-model-len", "1024",
+    )  # fmt: skip
+    plan = plan_of(arguments.create_engine_config().additional_config)
+    geometry = plan.geometry
+    assert plan.scorer_name == "snap_kv" and plan.level == "uniform" and plan.profile_path is None
+    assert geometry.page_group_size == 2
+    assert geometry.chunk_size_tokens == 128
+    assert geometry.window_size_tokens == 16
+    assert geometry.n_sink_tokens == 2
+    assert geometry.has_query_ring
+    kept = geometry.rows_per_block / (geometry.num_layers * geometry.num_kv_heads * 128)
+    assert kept == pytest.approx(0.4, abs=0.01)
+
+
+def test_without_flags_the_arguments_are_untouched():
+    arguments = parse("--dtype", "float32", "--max-model-len", "1024")
+    assert arguments.additional_config == {}
+    config = arguments.create_engine_config()
+    assert config.additional_config == {} and config.attention_config.backend is None
+    assert config.parallel_config.worker_extension_cls == ""
+
+
+def test_the_plan_survives_json():
+    config = configure(compression={"compression_ratio": 0.5})
+    again = json.loads(json.dumps(config.additional_config))
+    assert plan_of(again) == plan_of(config.additional_config)
+    config.compute_hash()
+
+
+def test_the_same_arguments_can_be_configured_twice():
+    arguments = parse("--enable-compression", "--dtype", "float32", "--max-model-len", "1024")
+    first, second = (arguments.create_engine_config() for _ in range(2))
+    assert plan_of(first.additional_config) == plan_of(second.additional_config)
+
+
+def test_llm_refuses_options_that_it_was_told_not_to_use():
+    import tangram
+
+    with pytest.raises(ConfigurationError, match="enable_compression=False"):
+        tangram.LLM(MODEL, enable_compression=False, compression_ratio=0.5)
+
+
+def test_adding_the_flags_twice_is_an_error_of_the_parser_and_not_silent():
+    from tangram.vllm_plugin.options import add_flags
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    with pytest.raises(argparse.ArgumentError):
+        add_flags(parser)
