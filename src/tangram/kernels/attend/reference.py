@@ -99,6 +99,8 @@ def _attend_part(
     raw_position = raw_start[:, None] + raw_step
     in_reach = raw_step < raw_count[:, None]
     raw = gather_recent(recent_cache, recent_table, request, raw_position * in_reach, g).float()
+    # A weight of zero does not undo a NaN, and what lies where nobody looks is anybody's.
+    raw.masked_fill_(~in_reach[:, None, :, None], 0)
     query_position = position[:, None] + step
     sees_raw = in_reach[:, None] & (raw_position[:, None] <= query_position[:, :, None])
 
@@ -112,6 +114,7 @@ def _attend_part(
         row = torch.arange(budget, device=device)
         in_use = (chunk > 0) | (row >= g.first_row(layer, group, 0))  # [k, budget]
         in_use = (in_use & (chunk < chunks[:, None, None])).flatten(1)  # [S, k * budget]
+        kept.masked_fill_(~in_use[:, None, :, None], 0)
         sees = torch.cat([in_use[:, None].expand(-1, len(step), -1), sees_raw], dim=2)
 
         members = list(heads)
