@@ -112,7 +112,7 @@ def make_plan(
         profile.check(model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters())
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
-    level = options.compression_level or ("uniform" if profile is None else "mass")
+    level = options.compression_level or ("uniform" if profile is None else "error")
     head_groups = allocate(
         level,
         num_layers=model.num_layers,
