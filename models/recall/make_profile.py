@@ -2,7 +2,7 @@
 
     python models/recall/make_profile.py
 
-writes `key_diff.profile` into this folder, for the default scorer. Conversations are drawn from
+writes `expected_attention.profile` into this folder. Conversations are drawn from
 seeds that neither training nor any evaluation uses.
 """
 
@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from tangram.cli.record import record_profile
 from tangram.evaluate.recall import make_conversation
-from tangram.scorers import DEFAULT_SCORER
 
 HERE = Path(__file__).parent
 FIRST_SEED = 2_000_000
@@ -24,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--context-tokens", type=int, default=3000)
-    parser.add_argument("--scorer", default=DEFAULT_SCORER)
+    parser.add_argument("--scorer", default="expected_attention")
     parser.add_argument("--out", type=Path, default=None, help="file to write")
     args = parser.parse_args()
 

