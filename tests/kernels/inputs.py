@@ -1,6 +1,6 @@
 """Inputs that kernel tests and kernel benchmarks share: a pool as a running server would have it.
 
-Blocks are handed out in random order. Everything that must not be read is NaN: blocks of no request,
+Blocks are handed out in random order. All that must not be read is NaN: blocks of no request,
 rows of a pool's block beyond what its use needs, tokens not computed yet, table entries of freed
 blocks (which point to block 0, as vLLM's null block does, or to a poisoned block).
 """
@@ -170,3 +170,60 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of the reference; NaN anywhere makes it NaN."""
     expected = expected.double()
     return float((got.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def fill_step_chunks(pool: Pool, step_tokens: Sequence[int]) -> None:
+    """Give values to the chunks that the step itself completes, as sealing would have."""
+    g = pool.geometry
+    for request, (n, step) in enumerate(zip(pool.num_tokens, step_tokens, strict=True)):
+        for chunk in range(g.sealed_chunks(n - step), g.sealed_chunks(n)):
+            _fill_sealed(pool, int(pool.sealed_table[request, chunk]), chunk)
+
+
+def make_stack(
+    geometry: Geometry, num_tokens: Sequence[int], buffer: Tensor, *, seed: int = 0
+) -> list[Pool]:
+    """Every layer's view of one pool that is `buffer`, whatever it holds; blocks in random order.
+
+    Args:
+        geometry: the layout.
+        num_tokens: tokens of each request after a step of one token.
+        buffer: flat, of the cache's type; its first blocks are used.
+        seed: of the order.
+    """
+    g = geometry
+    elements = g.block_bytes // g.itemsize_bytes
+    held = [g.blocks_held(n, n - 1) for n in num_tokens]
+    count = sum(h.sealed + h.recent for h in held)
+    pool = buffer[: count * elements].view(count, elements)
+    free = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(torch.int32)
+    R, longest = g.recent_block_tokens, max(num_tokens)
+    sealed_table = torch.zeros(len(num_tokens), longest // g.chunk_size_tokens, dtype=torch.int32)
+    recent_table = torch.zeros(len(num_tokens), -(-longest // R), dtype=torch.int32)
+    used = 0
+    for request, (n, blocks) in enumerate(zip(num_tokens, held, strict=True)):
+        sealed_table[request, : blocks.sealed] = free[used : used + blocks.sealed]
+        used += blocks.sealed
+        last = -(-n // R)
+        recent_table[request, last - blocks.recent : last] = free[used : used + blocks.recent]
+        used += blocks.recent
+    generator = torch.Generator(device=buffer.device).manual_seed(seed)
+    sealed_table, recent_table = sealed_table.to(buffer.device), recent_table.to(buffer.device)
+    sealed_cache = pool[:, : g.rows_per_block * g.row_elements].unflatten(
+        1, (g.pages_per_block, g.page_group_size, g.page_size_rows, g.row_elements)
+    )
+    page = g.num_kv_heads * R * g.row_elements
+    shape = (g.num_kv_heads, R, g.row_elements)
+    return [
+        Pool(
+            g,
+            layer,
+            list(num_tokens),
+            sealed_cache,
+            pool[:, layer * page : (layer + 1) * page].unflatten(1, shape),
+            sealed_table,
+            recent_table,
+            generator,
+        )
+        for layer in range(g.num_layers)
+    ]

@@ -29,12 +29,13 @@ from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCache
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from tangram.geometry import Geometry
-from tangram.kernels.attend import attend
-from tangram.kernels.segments import SealingChunks, Segments, cut_step
+from tangram.kernels.segments import cut_step
 from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+from tangram.vllm_plugin.device import has_kernels
+from tangram.vllm_plugin.host import run_on_host
 from tangram.vllm_plugin.plan import plan_of
 from tangram.vllm_plugin.refusals import refuse_layer
-from tangram.vllm_plugin.sealing import Step, seal_step, store_window_queries
+from tangram.vllm_plugin.step import HostStep, LayerStep
 from tangram.vllm_plugin.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
 
 
@@ -46,25 +47,22 @@ class CompressedMetadata:
         block_table: [requests, blocks] int32, blocks of the group.
         slot_mapping: [tokens] int64, slots of the step's tokens; only the recent group's is used.
         num_tokens: tokens of the step, without padding.
-        query_start: [requests + 1] int64 on the host.
-        num_tokens_after: [requests] int64 on the host, tokens computed after the step.
-        segments: the step cut at multiples of C.
-        sealing: chunks that the step completes.
+        query_start: [requests + 1] int32 on the device.
+        seq_lens: [requests] int32 on the device, tokens computed after the step.
+        host: the step as the host sees it; None in a decode step that kernels serve, which may be
+            part of a CUDA graph and knows nothing of the host.
     """
 
     block_table: Tensor
     slot_mapping: Tensor
     num_tokens: int
-    query_start: np.ndarray
-    num_tokens_after: np.ndarray
-    segments: Segments
-    sealing: SealingChunks
+    query_start: Tensor
+    seq_lens: Tensor
+    host: HostStep | None
 
 
 class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
-    """Metadata of one cache group; the same for all three but for the blocks."""
-
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
+    """Metadata of one cache group; only the recent group's is cut, the others give their blocks."""
 
     def __init__(
         self,
@@ -76,6 +74,25 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         assert isinstance(kv_cache_spec, SealedSpec | RecentSpec | QueryRingSpec)
         self.geometry: Geometry = kv_cache_spec.geometry
+        self._cuts = isinstance(kv_cache_spec, RecentSpec)
+        layers = vllm_config.compilation_config.static_forward_context
+        sealed: SealedCache = layers[SEALED_NAME]
+        sealed.prepare_device(device, vllm_config)
+        self._kernels = sealed.kernels
+
+    @classmethod
+    def get_cudagraph_support(
+        cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
+    ) -> AttentionCGSupport:
+        """Decode steps can be captured whole where kernels serve them."""
+        plan = plan_of(vllm_config.additional_config)
+        assert plan is not None
+        dtype = kv_cache_dtype_str_to_dtype(
+            vllm_config.cache_config.cache_dtype, vllm_config.model_config
+        )
+        if has_kernels(plan.geometry, plan.scorer_name, dtype):
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return AttentionCGSupport.NEVER
 
     def build(
         self,
@@ -83,22 +100,34 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CompressedMetadata:
-        """Cut the step; host integers only."""
+        """The step's metadata; the host cuts it unless kernels serve a decode step."""
         common = common_attn_metadata
+        on_device = self._kernels is not None and common.max_query_len <= 1
+        if self._kernels is not None and on_device and self._cuts:
+            self._kernels.prepare_decode(common.num_actual_tokens)
+        return CompressedMetadata(
+            block_table=common.block_table_tensor,
+            slot_mapping=common.slot_mapping,
+            num_tokens=common.num_actual_tokens,
+            query_start=common.query_start_loc,
+            seq_lens=common.seq_lens,
+            host=self._cut(common) if self._cuts and not on_device else None,
+        )
+
+    def _cut(self, common: CommonAttentionMetadata) -> HostStep:
         lengths = common.seq_lens_cpu_upper_bound
         lengths = common.seq_lens.cpu() if lengths is None else lengths
         after = lengths[: common.num_reqs].numpy().astype(np.int64)
         query_start = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
         segments, sealing = cut_step(self.geometry, query_start, after)
-        return CompressedMetadata(
-            block_table=common.block_table_tensor,
-            slot_mapping=common.slot_mapping,
-            num_tokens=common.num_actual_tokens,
-            query_start=query_start,
-            num_tokens_after=after,
-            segments=segments,
-            sealing=sealing,
-        )
+        host = HostStep(query_start, after, segments, sealing)
+        if self._kernels is not None:
+            # Where a batch is not sorted, a few more requests count as prefill, and no harm done.
+            counts = query_start[1:] - query_start[:-1]
+            host.num_decodes = int(np.cumprod(counts == 1).sum())
+            rest = segments.take(np.flatnonzero(segments.request >= host.num_decodes))
+            host.tiles = self._kernels.tiles(rest)
+        return host
 
 
 class CompressedAttentionBackend(AttentionBackend):
@@ -212,44 +241,26 @@ class CompressedAttentionImpl(AttentionImpl):
         groups = context.attn_metadata
         sealed: SealedCache = context.no_compile_layers[SEALED_NAME]
         ring: QueryRing | None = context.no_compile_layers.get(RING_NAME)
-        recent = attn_metadata
-        step = Step(
+        step = LayerStep(
             layer=extract_layer_index(layer.layer_name),
-            query=query[: recent.num_tokens],
             softmax_scale=self.scale,
+            query=query[: attn_metadata.num_tokens],
+            key=key,
+            value=value,
+            out=output,
             recent_cache=kv_cache,
-            recent_table=recent.block_table,
+            sealed=sealed,
+            ring=ring,
+            recent_table=attn_metadata.block_table,
             sealed_table=groups[SEALED_NAME].block_table,
             ring_table=None if ring is None else groups[RING_NAME].block_table,
-            query_start=recent.query_start,
-            num_tokens_after=recent.num_tokens_after,
+            slot_mapping=attn_metadata.slot_mapping[: attn_metadata.num_tokens],
+            query_start=attn_metadata.query_start,
+            seq_lens=attn_metadata.seq_lens,
+            host=attn_metadata.host,
         )
-        self._write(kv_cache, key, value, recent)
-        seal_step(step, recent.sealing, sealed, ring)
-        if ring is not None:
-            store_window_queries(step, ring)
-        attend(
-            step.query,
-            recent.segments,
-            sealed.pages,
-            step.sealed_table,
-            kv_cache,
-            step.recent_table,
-            geometry=self.geometry,
-            layer=step.layer,
-            softmax_scale=self.scale,
-            out=output,
-        )
+        if sealed.kernels is None:
+            run_on_host(step)
+        else:
+            sealed.kernels.run(step)
         return output
-
-    def _write(
-        self, kv_cache: Tensor, key: Tensor, value: Tensor, metadata: CompressedMetadata
-    ) -> None:
-        """Write the step's keys and values to their recent blocks."""
-        count = metadata.num_tokens
-        slots = metadata.slot_mapping[:count].long()
-        rows = torch.cat([key[:count], value[:count]], dim=-1).to(kv_cache.dtype)
-        if bool((slots < 0).any()):
-            rows, slots = rows[slots >= 0], slots[slots >= 0]
-        R = self.geometry.recent_block_tokens
-        kv_cache[slots // R, :, slots % R] = rows

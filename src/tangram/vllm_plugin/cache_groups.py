@@ -162,6 +162,16 @@ class SealedManager(FullAttentionManager):
             request_id, self._sealed_tokens(num_tokens), num_tokens_main_model
         )
 
+    def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Let others find the blocks of the chunks that are complete.
+
+        A chunk that a step of one token completes is found a step later: a decode step may seal
+        after it has attended. Steps of more tokens seal before any request attends.
+        """
+        if num_tokens - request.num_computed_tokens == 1:
+            num_tokens = request.num_computed_tokens
+        super().cache_blocks(request, num_tokens, *args, **kwargs)
+
     def _cache_partial_tail_block(self, request: Request, num_tokens: int) -> None:
         """A part of a chunk has no block that could be hit."""
 

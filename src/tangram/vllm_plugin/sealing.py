@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,37 +15,13 @@ from tangram.kernels.seal import pack
 from tangram.kernels.segments import SealingChunks
 from tangram.scorers.base import Chunks
 from tangram.scorers.select import top_rows
-from tangram.vllm_plugin.storage import QueryRing, SealedCache
+from tangram.vllm_plugin.step import HostStep, LayerStep
+
+if TYPE_CHECKING:
+    from tangram.vllm_plugin.storage import QueryRing
 
 MAX_TOKENS = 1 << 15
 """Tokens of chunks that are scored at once."""
-
-
-@dataclass
-class Step:
-    """What sealing needs of one layer in one step.
-
-    Attributes:
-        layer: attention layer.
-        query: [tokens, query_heads, head_size], the step's queries after RoPE.
-        softmax_scale: factor on query times key.
-        recent_cache: [blocks, kv_heads, R, 2 * head_size]; the step's rows are written already.
-        recent_table: [requests, recent blocks].
-        sealed_table: [requests, chunks].
-        ring_table: [requests, ring blocks] or None without a ring.
-        query_start: [requests + 1] int64 on the host.
-        num_tokens_after: [requests] int64 on the host.
-    """
-
-    layer: int
-    query: Tensor
-    softmax_scale: float
-    recent_cache: Tensor
-    recent_table: Tensor
-    sealed_table: Tensor
-    ring_table: Tensor | None
-    query_start: np.ndarray
-    num_tokens_after: np.ndarray
 
 
 def _alike(geometry: Geometry, sealing: SealingChunks) -> Iterator[SealingChunks]:
@@ -56,16 +32,14 @@ def _alike(geometry: Geometry, sealing: SealingChunks) -> Iterator[SealingChunks
             yield sealing.take(index[begin : begin + most])
 
 
-def seal_step(
-    step: Step, sealing: SealingChunks, sealed: SealedCache, ring: QueryRing | None
-) -> None:
+def seal_step(step: LayerStep, host: HostStep) -> None:
     """Write the sealed pages of this layer for every chunk that the step completes."""
-    for chunks in _alike(sealed.geometry, sealing):
-        _seal(step, chunks, sealed, ring)
+    for chunks in _alike(step.sealed.geometry, host.sealing):
+        _seal(step, host, chunks)
 
 
-def _seal(step: Step, chunks: SealingChunks, sealed: SealedCache, ring: QueryRing | None) -> None:
-    g, device = sealed.geometry, step.query.device
+def _seal(step: LayerStep, host: HostStep, chunks: SealingChunks) -> None:
+    sealed, g, device = step.sealed, step.sealed.geometry, step.query.device
     request = torch.from_numpy(chunks.request).to(device)
     chunk = torch.from_numpy(chunks.chunk).to(device)
     first, last = g.chunk_range(int(chunks.chunk[0]))
@@ -79,7 +53,7 @@ def _seal(step: Step, chunks: SealingChunks, sealed: SealedCache, ring: QueryRin
     scores = None
     if min(kept) < position.shape[1]:
         key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
-        window = None if ring is None else _window_queries(step, chunks, ring)
+        window = None if step.ring is None else _window_queries(step, host, chunks, step.ring)
         scores = sealed.scorer.score(
             Chunks(
                 keys=key,
@@ -103,7 +77,9 @@ def _seal(step: Step, chunks: SealingChunks, sealed: SealedCache, ring: QueryRin
         pack(sealed.pages, blocks, raw, chosen, geometry=g, layer=step.layer, group=group)
 
 
-def _window_queries(step: Step, chunks: SealingChunks, ring: QueryRing) -> Tensor:
+def _window_queries(
+    step: LayerStep, host: HostStep, chunks: SealingChunks, ring: QueryRing
+) -> Tensor:
     """[chunks, W, query_heads, head_size], the W queries before each chunk's boundary.
 
     Those that this step computes come from it, older ones from the ring, which still holds them
@@ -113,9 +89,9 @@ def _window_queries(step: Step, chunks: SealingChunks, ring: QueryRing) -> Tenso
     W = g.window_size_tokens
     boundary = (chunks.chunk + 1) * g.chunk_size_tokens
     position = boundary[:, None] - W + np.arange(W)
-    queries = step.query_start[1:] - step.query_start[:-1]
-    computed = (step.num_tokens_after - queries)[chunks.request][:, None]
-    index = step.query_start[chunks.request][:, None] + position - computed
+    queries = host.query_start[1:] - host.query_start[:-1]
+    computed = (host.num_tokens_after - queries)[chunks.request][:, None]
+    index = host.query_start[chunks.request][:, None] + position - computed
     window = step.query[torch.from_numpy(np.maximum(index, 0)).to(device)]
     if (position >= computed).all():
         return window
@@ -128,16 +104,16 @@ def _window_queries(step: Step, chunks: SealingChunks, ring: QueryRing) -> Tenso
     return torch.where(is_held[:, :, None, None], held.to(window.dtype), window)
 
 
-def store_window_queries(step: Step, ring: QueryRing) -> None:
+def store_window_queries(step: LayerStep, host: HostStep, ring: QueryRing) -> None:
     """Keep the last W queries of every request of the step."""
     assert step.ring_table is not None
     g, device = ring.geometry, step.query.device
     W, R = g.window_size_tokens, g.ring_block_tokens
-    queries = step.query_start[1:] - step.query_start[:-1]
+    queries = host.query_start[1:] - host.query_start[:-1]
     count = np.minimum(queries, W)
     request = np.repeat(np.arange(len(count)), count)
     back = np.repeat(np.cumsum(count), count) - np.arange(len(request))  # 1 is the last query
-    slot = torch.from_numpy((step.num_tokens_after[request] - back) % W).to(device)
-    index = torch.from_numpy(step.query_start[1:][request] - back).to(device)
+    slot = torch.from_numpy((host.num_tokens_after[request] - back) % W).to(device)
+    index = torch.from_numpy(host.query_start[1:][request] - back).to(device)
     blocks = step.ring_table[torch.from_numpy(request).to(device), slot // R].long()
     ring.layer(step.layer)[blocks, slot % R] = step.query[index].to(ring.kv_cache.dtype)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from tangram.profile import Profile
 from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.cache_groups import QueryRingSpec, SealedSpec
+from tangram.vllm_plugin.device import DeviceKernels, has_kernels
 from tangram.vllm_plugin.plan import CompressionPlan
 
 # vLLM wants exactly one integer in the name of a layer that has a cache.
@@ -50,6 +53,7 @@ class SealedCache(_SharedCache):
         self._profile: Profile | None = (
             plan.load_profile() if self.scorer.needs_statistics else None
         )
+        self.kernels: DeviceKernels | None = None
         self._statistics: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
@@ -62,6 +66,25 @@ class SealedCache(_SharedCache):
         g = self.geometry
         rows = self.kv_cache[:, 0, : g.rows_per_block]
         return rows.unflatten(1, (g.pages_per_block, g.page_group_size, g.page_size_rows))
+
+    def prepare_device(self, device: torch.device, vllm_config: VllmConfig) -> None:
+        """Make the kernels' tables, if kernels serve this layout on this device; once is enough."""
+        if self.kernels is not None or device.type != "cuda" or not self.served_by_kernels:
+            return
+        layers = get_layers_from_vllm_config(vllm_config, Attention)
+        by_index = {extract_layer_index(name): layer for name, layer in layers.items()}
+        self.kernels = DeviceKernels(
+            self.geometry,
+            self.scorer,
+            device,
+            vllm_config.compilation_config.cudagraph_capture_sizes or (),
+            recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
+        )
+
+    @property
+    def served_by_kernels(self) -> bool:
+        """Whether GPU kernels know the layout, the scorer and the type; if not, references do."""
+        return has_kernels(self.geometry, self.scorer.name, self.dtype)
 
     def statistics(self, layer: int, device: torch.device) -> dict[str, Tensor]:
         """The profile's arrays of a layer, on the device; empty when the scorer needs none."""
@@ -84,9 +107,12 @@ class QueryRing(_SharedCache):
         """Blocks of this group are private to a request and never cached."""
         return QueryRingSpec.of(self.geometry, self.dtype)
 
+    @property
+    def queries(self) -> Tensor:
+        """[blocks, ring_block_tokens, layers, query_heads, head_size], a view of the pool."""
+        g = self.geometry
+        return self.kv_cache[:, 0].unflatten(2, (g.num_layers, g.num_query_heads, g.head_size))
+
     def layer(self, layer: int) -> Tensor:
         """[blocks, ring_block_tokens, query_heads, head_size], a view of the pool."""
-        g = self.geometry
-        width = g.num_query_heads * g.head_size
-        queries = self.kv_cache[:, 0, :, layer * width : (layer + 1) * width]
-        return queries.unflatten(2, (g.num_query_heads, g.head_size))
+        return self.queries[:, :, layer]

@@ -1,0 +1,399 @@
+"""Sealing on a GPU: every program sees which chunks the step completes, and takes a share.
+
+A share is one chunk for one head of one layer. What is one number a token (score, key, row) lies in
+registers as a vector over the chunk; keys and rows pass by in tiles of some elements. Which tokens
+the head keeps is decided by integer keys, no two of them equal, made of the rounded score and the
+token (the order of `tangram.scorers.select`), and a search for the key of the last one kept.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
+
+_DROPPED_BITS = tl.constexpr(13)  # of a score's 24 significant bits, 11 count
+_HALF = tl.constexpr(1 << 12)
+_INFINITY = tl.constexpr(0x7F800000 >> 13)  # the largest rank of a score
+_RANK_BITS = 19  # of a rank, from minus infinity to what goes before all scores
+_SHORTEST = tl.constexpr(1e-12)  # below it a key has no direction
+
+
+@triton.jit
+def _load_rows(rows, is_row, first, END: tl.constexpr, TILE: tl.constexpr):
+    """The elements [first, first + TILE) of rows that are given as pointers."""
+    element = first + tl.arange(0, TILE)
+    mask = is_row[:, None] & (element < END)[None, :]
+    return tl.load(rows[:, None] + element[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _key_scores(rows, in_chunk, count, SCORER: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr):
+    """Scores [tokens] that need keys only."""
+    square = tl.zeros(rows.shape, tl.float32)
+    for first in range(0, D, TILE):
+        keys = _load_rows(rows, in_chunk, first, D, TILE).to(tl.float32)
+        square += tl.sum(keys * keys, axis=1)
+    norm = tl.sqrt_rn(square)
+    score = -norm
+    if SCORER == "key_diff":
+        scale = 1.0 / tl.maximum(norm, _SHORTEST)
+        dot = tl.zeros(rows.shape, tl.float32)
+        anchor_square = tl.sum(dot)
+        for first in range(0, D, TILE):
+            keys = _load_rows(rows, in_chunk, first, D, TILE).to(tl.float32)
+            anchor = tl.sum(keys * scale[:, None], axis=0) / count
+            dot += tl.sum(keys * anchor[None, :], axis=1)
+            anchor_square += tl.sum(anchor * anchor)
+        score = -dot * scale / tl.maximum(tl.sqrt_rn(anchor_square), _SHORTEST)
+    return score
+
+
+@triton.jit
+def _attention(queries, is_query, rows, in_chunk, scale, D: tl.constexpr, TILE: tl.constexpr):
+    """Attention weights over the chunk's tokens, [tokens], summed over the queries."""
+    logits = tl.zeros([queries.shape[0], rows.shape[0]], tl.float32)
+    for first in range(0, D, TILE):
+        query = _load_rows(queries, is_query, first, D, TILE)
+        keys = _load_rows(rows, in_chunk, first, D, TILE)
+        logits = tl.dot(query.to(keys.dtype), tl.trans(keys), logits, input_precision="ieee")
+    logits = tl.where(in_chunk[None, :], logits * scale, float("-inf"))
+    weight = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    weight = weight / tl.sum(weight, axis=1)[:, None]
+    return tl.sum(tl.where(is_query[:, None], weight, 0.0), axis=0)
+
+
+@triton.jit
+def _smooth(mean, SIZE: tl.constexpr):
+    """The mean over SIZE neighbours, with zeros beyond the chunk's ends."""
+    token = tl.arange(0, mean.shape[0])
+    total = tl.zeros(mean.shape, tl.float32)
+    for offset in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+        there = token + offset
+        inside = (there >= 0) & (there < mean.shape[0])
+        total += tl.where(inside, tl.gather(mean, tl.where(inside, there, 0), 0), 0.0)
+    return total / SIZE
+
+
+@triton.jit
+def _order(score, always, in_chunk):
+    """Integers [tokens], the larger the sooner kept; -1 beyond the chunk."""
+    token = tl.arange(0, score.shape[0])
+    score = tl.where(score == score, score, float("-inf"))
+    bits = score.to(tl.int32, bitcast=True)
+    rank = ((bits & 0x7FFFFFFF) + _HALF) >> _DROPPED_BITS
+    rank = tl.where(bits < 0, -rank, rank)
+    rank = tl.where(always, _INFINITY + 1, rank)
+    return tl.where(in_chunk, (rank + _INFINITY) * score.shape[0] + token, -1)
+
+
+@triton.jit
+def _nth_largest(key, n, KEY_BITS: tl.constexpr, DIGIT_BITS: tl.constexpr):
+    """The n-th largest of distinct integers below 2**KEY_BITS, digit by digit."""
+    digits = tl.arange(0, 1 << DIGIT_BITS)
+    found = n * 0
+    for place in range(DIGIT_BITS, KEY_BITS + DIGIT_BITS, DIGIT_BITS):
+        shift = tl.maximum(KEY_BITS - place, 0)
+        candidate = found + (digits << shift)
+        at_least = tl.sum((key[:, None] >= candidate[None, :]).to(tl.int32), axis=0)
+        found += (tl.sum((at_least >= n).to(tl.int32)) - 1) << shift
+    return found
+
+
+@triton.jit
+def _pack(
+    rows,
+    kept,
+    pages,
+    unused,
+    stride_page,
+    stride_row,
+    P: tl.constexpr,
+    ROW: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Copy the kept rows to the pages, in the order of the text, after `unused` rows of zeros."""
+    place = unused + tl.cumsum(kept.to(tl.int32)) - 1
+    target = pages + (place // P) * stride_page + (place % P) * stride_row
+    for first in range(0, ROW, TILE):
+        element = first + tl.arange(0, TILE)
+        mask = kept[:, None] & (element < ROW)[None, :]
+        row = tl.load(rows[:, None] + element[None, :], mask=mask)
+        tl.store(target[:, None] + element[None, :], row, mask=mask)
+    if unused > 0:  # a budget is not above C, so that a vector over the chunk counts its rows too
+        place = tl.arange(0, kept.shape[0])
+        target = pages + (place // P) * stride_page + (place % P) * stride_row
+        zero = tl.zeros([kept.shape[0], TILE], pages.dtype.element_ty)
+        for first in range(0, ROW, TILE):
+            element = first + tl.arange(0, TILE)
+            mask = (place < unused)[:, None] & (element < ROW)[None, :]
+            tl.store(target[:, None] + element[None, :], zero, mask=mask)
+
+
+@triton.jit
+def _seal_kernel(
+    recent_ptr,  # [blocks, heads, R, 2 * D] of the first layer
+    sealed_ptr,  # [blocks, pages, H_p, P, 2 * D]
+    ring_ptr,  # [blocks, RING_R, layers of the model, query heads, D]
+    query_ptr,  # [tokens, query heads, D]
+    recent_table_ptr,  # [requests, recent blocks] int32
+    sealed_table_ptr,  # [requests, chunks] int32
+    ring_table_ptr,  # [requests, ring blocks] int32
+    query_start_ptr,  # [requests + 1] int32
+    seq_lens_ptr,  # [requests] int32
+    layer_table_ptr,  # [LAYERS, 2] int64, see SealTables
+    head_table_ptr,  # [LAYERS, HEADS, 3] int32, see SealTables
+    num_requests,
+    softmax_scale,
+    stride_recent_block,
+    stride_recent_head,
+    stride_recent_row,
+    stride_sealed_block,
+    stride_sealed_page,
+    stride_sealed_head,
+    stride_sealed_row,
+    stride_ring_block,
+    stride_ring_token,
+    stride_ring_layer,
+    stride_ring_head,
+    stride_query_token,
+    stride_query_head,
+    stride_recent_table,
+    stride_sealed_table,
+    stride_ring_table,
+    SCORER: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    HAS_QUERY: tl.constexpr,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    S: tl.constexpr,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    RING_R: tl.constexpr,
+    LAYERS: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    C_PAD: tl.constexpr,
+    REQUESTS_PAD: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    QUERY_TILE: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    DIGIT_BITS: tl.constexpr,
+):
+    requests = tl.arange(0, REQUESTS_PAD)
+    is_request = requests < num_requests
+    after = tl.load(seq_lens_ptr + requests, mask=is_request, other=0)
+    query_begin = tl.load(query_start_ptr + requests, mask=is_request, other=0)
+    query_end = tl.load(query_start_ptr + requests + 1, mask=is_request, other=0)
+    before = tl.maximum(after - (query_end - query_begin), 0)
+    completed = after // C - before // C
+    chunks = tl.sum(completed)
+    if chunks == 0:
+        return
+    completed_to = tl.cumsum(completed)
+
+    token = tl.arange(0, C_PAD)
+    for share in range(tl.program_id(0), chunks * LAYERS * HEADS, tl.num_programs(0)):
+        head = share % HEADS
+        layer = share // HEADS % LAYERS
+        nth = share // (HEADS * LAYERS)
+        request = tl.sum((completed_to <= nth).to(tl.int32))
+        is_mine = requests == request
+        chunk = tl.sum(tl.where(is_mine, before // C + nth - (completed_to - completed), 0))
+
+        start = tl.maximum(chunk * C - W, 0)
+        count = (chunk + 1) * C - W - start
+        in_chunk = token < count
+        position = start + token
+        table = recent_table_ptr + request.to(tl.int64) * stride_recent_table
+        block = tl.load(table + position // R, mask=in_chunk, other=0).to(tl.int64)
+        # A pool can have more elements than 32 bits count.
+        first_row = tl.load(layer_table_ptr + layer * 2) * (2 * D) + head * stride_recent_head
+        rows = recent_ptr + first_row + block * stride_recent_block
+        rows += (position % R) * stride_recent_row
+
+        entry = head_table_ptr + (layer * HEADS + head) * 3
+        first_page = tl.load(entry)
+        budget = tl.load(entry + 1) * P
+        member = tl.load(entry + 2)
+        keep = tl.minimum(budget, count)
+        kept = in_chunk
+        if keep < count:
+            if SCORER == "streaming_llm":
+                score = token.to(tl.float32)
+            elif SCORER == "key_norm" or SCORER == "key_diff":
+                score = _key_scores(rows, in_chunk, count, SCORER, D, KEY_TILE)
+            else:
+                mean = tl.zeros([C_PAD], tl.float32)
+                ring_table = ring_table_ptr + request.to(tl.int64) * stride_ring_table
+                ring = ring_ptr + tl.load(layer_table_ptr + layer * 2 + 1) * stride_ring_layer
+                old = tl.sum(tl.where(is_mine, before, 0))
+                query = query_ptr + tl.sum(tl.where(is_mine, query_begin, 0)) * stride_query_token
+                # Heads that decide together, and queries that each of them has.
+                ALL: tl.constexpr = HEADS if SCORER == "tova" else 1
+                EACH: tl.constexpr = GROUP if SCORER == "tova" else GROUP * W
+                for other in range(0, ALL):
+                    by = other if SCORER == "tova" else head
+                    for first in range(0, EACH, QUERY_TILE):
+                        index = first + tl.arange(0, QUERY_TILE)
+                        is_query = index < EACH
+                        # The last query is the first one here: one is enough for TOVA.
+                        at = (chunk + 1) * C - 1 - index // GROUP
+                        slot = at % W
+                        own = tl.load(ring_table + slot // RING_R, mask=is_query, other=0)
+                        of_head = by * GROUP + index % GROUP
+                        queries = ring + own.to(tl.int64) * stride_ring_block
+                        queries += (slot % RING_R) * stride_ring_token
+                        queries += of_head * stride_ring_head
+                        if HAS_QUERY:
+                            new = query + (at - old).to(tl.int64) * stride_query_token
+                            new += of_head * stride_query_head
+                            queries = tl.where(at >= old, new, queries)
+                        of_other = rows + (by - head) * stride_recent_head
+                        mean += _attention(
+                            queries, is_query, of_other, in_chunk, softmax_scale, D, KEY_TILE
+                        )
+                score = mean / (ALL * EACH)
+                if SCORER == "snap_kv":
+                    score = _smooth(score, SMOOTH)
+            key = _order(score, position < S, in_chunk)
+            kept = in_chunk & (key >= _nth_largest(key, keep, KEY_BITS, DIGIT_BITS))
+
+        own = tl.load(sealed_table_ptr + request.to(tl.int64) * stride_sealed_table + chunk)
+        pages = sealed_ptr + own.to(tl.int64) * stride_sealed_block
+        pages += first_page * stride_sealed_page + member * stride_sealed_head
+        _pack(
+            rows, kept, pages, budget - keep, stride_sealed_page, stride_sealed_row,
+            P, 2 * D, ROW_TILE,
+        )  # fmt: skip
+
+
+_DIGIT_BITS = 4
+_PROGRAMS_PER_PROCESSOR = 4
+_INTERPRETED_PROGRAMS = 3
+
+
+def _num_programs(cache: Tensor) -> int:
+    if not cache.is_cuda:
+        return _INTERPRETED_PROGRAMS
+    processors = torch.cuda.get_device_properties(cache.device).multi_processor_count
+    return processors * _PROGRAMS_PER_PROCESSOR
+
+
+class Shape(NamedTuple):
+    """How a launch is cut: tiles in elements of a row, and what Triton is told."""
+
+    key_tile: int
+    row_tile: int
+    warps: int
+    stages: int
+
+
+def _shape(scorer: str, C_pad: int, head_size: int, itemsize: int) -> Shape:
+    """The fastest on an H200 at chunks of 256 and heads of 128, carried over to other sizes.
+
+    Scorers that multiply matrices want the keys in few tiles; float32 ones must fit the shared
+    memory. The others are faster as smaller programs, several of them on a processor.
+    """
+    attends = scorer in ("snap_kv", "tova")
+    elements = (1 << 15 if itemsize == 2 else 1 << 14) if attends else 1 << 13
+
+    def tile(row: int) -> int:
+        return max(16, min(triton.next_power_of_2(row), elements // C_pad))
+
+    if attends:
+        warps = 8 if C_pad < 1024 else 16
+    else:
+        warps = min(16, max(4, C_pad * 16 // 2048))
+    return Shape(tile(head_size), tile(2 * head_size), warps, 3 if itemsize == 2 else 1)
+
+
+def seal_decode(
+    tables: SealTables,
+    sealed_cache: Tensor,
+    sealed_table: Tensor,
+    recent_table: Tensor,
+    query_start: Tensor,
+    seq_lens: Tensor,
+    *,
+    scorer: str,
+    kernel_size: int = 5,
+    softmax_scale: float = 1.0,
+    ring: Tensor | None = None,
+    ring_table: Tensor | None = None,
+    query: Tensor | None = None,
+) -> None:
+    """See `tangram.kernels.seal_decode.seal_decode`."""
+    g, recent_cache = tables.geometry, tables.recent_cache
+    C, D = g.chunk_size_tokens, g.head_size
+    requests = seq_lens.shape[0]
+    if requests == 0:
+        return
+    C_pad = triton.next_power_of_2(C)
+    shape = _shape(scorer, C_pad, D, recent_cache.itemsize)
+    key_bits = _RANK_BITS + C_pad.bit_length() - 1
+    assert C <= MAX_CHUNK_TOKENS, f"chunks of {C} tokens, above {MAX_CHUNK_TOKENS}"
+    assert query_start.shape[0] > requests and len(sealed_table) >= requests
+    assert recent_cache.stride(3) == sealed_cache.stride(4) == 1
+    assert recent_cache.dtype == sealed_cache.dtype
+    if scorer in ("snap_kv", "tova"):
+        assert ring is not None and ring_table is not None and ring.stride(4) == 1
+        assert query is None or (query.dtype == ring.dtype and len(tables.layers) == 1)
+    # What a scorer does not read stands for what it is not given.
+    ring = recent_cache[None] if ring is None else ring
+    ring_table = recent_table if ring_table is None else ring_table
+    given = query
+    query = ring[0, 0] if query is None else query
+    _seal_kernel[(_num_programs(recent_cache),)](
+        recent_cache,
+        sealed_cache,
+        ring,
+        query,
+        recent_table,
+        sealed_table,
+        ring_table,
+        query_start,
+        seq_lens,
+        tables.layer_table,
+        tables.head_table,
+        requests,
+        softmax_scale,
+        *recent_cache.stride()[:3],
+        *sealed_cache.stride()[:4],
+        *ring.stride()[:4],
+        *query.stride()[:2],
+        recent_table.stride(0),
+        sealed_table.stride(0),
+        ring_table.stride(0),
+        SCORER=scorer,
+        SMOOTH=kernel_size,
+        HAS_QUERY=given is not None,
+        C=C,
+        W=g.window_size_tokens,
+        S=g.n_sink_tokens,
+        R=g.recent_block_tokens,
+        P=g.page_size_rows,
+        D=D,
+        RING_R=max(1, g.ring_block_tokens),
+        LAYERS=len(tables.layers),
+        HEADS=g.num_kv_heads,
+        GROUP=g.queries_per_kv_head,
+        C_PAD=C_pad,
+        REQUESTS_PAD=max(128, triton.next_power_of_2(requests)),
+        KEY_TILE=shape.key_tile,
+        ROW_TILE=shape.row_tile,
+        QUERY_TILE=16,
+        KEY_BITS=key_bits,
+        DIGIT_BITS=_DIGIT_BITS,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+    )

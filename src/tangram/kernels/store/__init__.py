@@ -1,0 +1,28 @@
+"""Writing a step's keys and values to recent blocks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tangram.kernels.store import reference
+
+__all__ = ["store"]
+
+
+def store(key: Tensor, value: Tensor, slot_mapping: Tensor, recent_cache: Tensor) -> None:
+    """Write the keys and values of a step to the recent blocks of one layer.
+
+    On a GPU this is one launch without host synchronisation or allocation, fit for a CUDA graph.
+
+    Args:
+        key: [tokens or more, kv_heads, head_size], after RoPE.
+        value: the same shape.
+        slot_mapping: [tokens] int64, block * R + offset in the block; negative for padding.
+        recent_cache: [blocks, kv_heads, R, 2 * head_size], rows [K | V].
+    """
+    if recent_cache.device.type == "cpu":
+        reference.store(key, value, slot_mapping, recent_cache)
+    else:
+        from tangram.kernels.store import kernel
+
+        kernel.store(key, value, slot_mapping, recent_cache)

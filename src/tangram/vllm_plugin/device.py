@@ -1,0 +1,210 @@
+"""One layer's step on a GPU: the kernels, and the constant tables that they read.
+
+Everything that a decode step needs is on the device or constant, so the step can be captured in a
+CUDA graph: which requests seal, and how far each one attends, the kernels find out themselves. Only
+a step with prefill is cut on the host, as it is on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tangram.geometry import Geometry
+from tangram.kernels.decode import (
+    DecodeTables,
+    DecodeWorkspace,
+    decode_attention,
+    make_split_map,
+)
+from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
+from tangram.kernels.seal_decode import SealTables, has_kernel, seal_decode
+from tangram.kernels.segments import Segments
+from tangram.kernels.store import store
+from tangram.scorers.base import Scorer
+from tangram.vllm_plugin.sealing import store_window_queries
+from tangram.vllm_plugin.step import HostStep, LayerStep
+
+if TYPE_CHECKING:
+    from tangram.vllm_plugin.storage import QueryRing
+
+THREAD_BLOCKS_PER_SM = 4
+
+
+def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:
+    """Whether the GPU kernels serve a layout and a scorer; if not, the references do."""
+    return (
+        has_kernel(scorer_name)
+        and dtype in (torch.bfloat16, torch.float16)
+        and geometry.head_size in (64, 128, 256)
+        and geometry.queries_per_kv_head <= 16
+        and geometry.chunk_size_tokens <= 4096
+    )
+
+
+class DeviceKernels:
+    """The kernels with the tables of all layers; one a worker.
+
+    Args:
+        geometry: the layout.
+        scorer: one that has a kernel.
+        device: a CUDA device.
+        batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
+        recent_caches: gives the recent cache of every layer, once they are bound.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        scorer: Scorer,
+        device: torch.device,
+        batch_sizes: Iterable[int],
+        recent_caches: Callable[[], list[Tensor]],
+    ) -> None:
+        self.geometry, self.scorer, self.device = geometry, scorer, device
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self._thread_blocks = sms * THREAD_BLOCKS_PER_SM
+        self._decode: dict[tuple[int, int], DecodeTables] = {}
+        self._seal_tables: dict[int, SealTables] = {}
+        self._all_layers: SealTables | None = None
+        self._recent_caches = recent_caches
+        self._prepared: set[int] = set()
+        self._heads = [
+            torch.from_numpy(make_head_table(geometry, layer)).to(device)
+            for layer in range(geometry.num_layers)
+        ]
+        self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+        made = [
+            self._decode_tables(layer, size)
+            for size in sorted({1, *batch_sizes})
+            for layer in range(geometry.num_layers)
+        ]
+        # Captured graphs keep the addresses of theirs, so a larger one is added, not put in place.
+        self._workspaces = [DecodeWorkspace.allocate(made)]
+
+    def prepare_decode(self, batch_size: int) -> None:
+        """Make what a decode step of that many requests reads, before a graph may capture it.
+
+        Tables made inside a capture would be copied from host memory that is gone at the replay.
+        """
+        if batch_size in self._prepared:
+            return
+        self._prepared.add(batch_size)
+        for layer in range(self.geometry.num_layers):
+            self._workspace(self._decode_tables(layer, batch_size))
+        if self._all_layers is None:
+            caches = self._recent_caches()
+            self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
+
+    def _workspace(self, tables: DecodeTables) -> DecodeWorkspace:
+        entries = tables.batch_size * tables.num_items * tables.heads_per_program
+        for workspace in self._workspaces:
+            if entries <= len(workspace.lse_log2):
+                return workspace
+        self._workspaces.append(DecodeWorkspace.allocate([tables]))
+        return self._workspaces[-1]
+
+    def _decode_tables(self, layer: int, batch_size: int) -> DecodeTables:
+        if (layer, batch_size) not in self._decode:
+            split_map = make_split_map(self.geometry, layer, batch_size, self._thread_blocks)
+            tables = DecodeTables.make(self.geometry, split_map, self.device)
+            self._decode[layer, batch_size] = tables
+        return self._decode[layer, batch_size]
+
+    def tiles(self, segments: Segments) -> Tensor:
+        """The tiles of a step's segments, on the device; the same for all layers."""
+        tiles = make_tiles(segments, self.geometry, self._blocks)
+        return torch.from_numpy(tiles).to(self.device, non_blocking=True)
+
+    def run(self, step: LayerStep) -> None:
+        """Store the step's rows, seal what they complete, attend."""
+        store(step.key, step.value, step.slot_mapping, step.recent_cache)
+        if step.host is None:
+            self._run_decode(step)
+        else:
+            self._run_mixed(step, step.host)
+
+    def _run_decode(self, step: LayerStep) -> None:
+        """One token a request: attend first, and seal all layers in one launch after the last.
+
+        The query does not see the chunk that its own token completes, and nobody else hits it in
+        this step: see `SealedManager.cache_blocks`.
+        """
+        if step.ring is not None:
+            _store_decode_queries(step, step.ring)
+        self._attend_decodes(step, len(step.query))
+        if step.layer == self.geometry.num_layers - 1:
+            assert self._all_layers is not None, "prepare_decode comes first"
+            self._seal(step, self._all_layers, query=None)
+
+    def _run_mixed(self, step: LayerStep, host: HostStep) -> None:
+        """Any step: every layer seals before it attends, queries see what the step completed."""
+        if step.layer not in self._seal_tables:
+            self._seal_tables[step.layer] = SealTables.of(
+                self.geometry, [step.layer], [step.recent_cache]
+            )
+        query = None if step.ring is None else step.query
+        self._seal(step, self._seal_tables[step.layer], query)
+        if step.ring is not None:
+            store_window_queries(step, host, step.ring)
+        self._attend_decodes(step, host.num_decodes)
+        if host.tiles is not None:
+            prefill_attention(
+                step.query,
+                host.tiles,
+                step.sealed.pages,
+                step.sealed_table,
+                step.recent_cache,
+                step.recent_table,
+                head_table=self._heads[step.layer],
+                softmax_scale=step.softmax_scale,
+                out=step.out,
+                blocks=self._blocks,
+            )
+
+    def _seal(self, step: LayerStep, tables: SealTables, query: Tensor | None) -> None:
+        seal_decode(
+            tables,
+            step.sealed.pages,
+            step.sealed_table,
+            step.recent_table,
+            step.query_start,
+            step.seq_lens,
+            scorer=self.scorer.name,
+            kernel_size=self.scorer.parameters().get("kernel_size", 5),
+            softmax_scale=step.softmax_scale,
+            ring=None if step.ring is None else step.ring.queries,
+            ring_table=step.ring_table,
+            query=query,
+        )
+
+    def _attend_decodes(self, step: LayerStep, count: int) -> None:
+        if count == 0:
+            return
+        tables = self._decode_tables(step.layer, count)
+        decode_attention(
+            step.query[:count],
+            step.sealed.pages,
+            step.sealed_table[:count],
+            step.recent_cache,
+            step.recent_table[:count],
+            step.seq_lens[:count],
+            tables=tables,
+            softmax_scale=step.softmax_scale,
+            out=step.out[:count],
+            workspace=self._workspace(tables),
+        )
+
+
+def _store_decode_queries(step: LayerStep, ring: QueryRing) -> None:
+    """Keep the step's queries in the ring, without asking the host how far each request is."""
+    assert step.ring_table is not None
+    g = ring.geometry
+    # A padded row has no tokens: its slot is the ring's last, of the null block.
+    slot = (step.seq_lens - 1) % g.window_size_tokens
+    blocks = step.ring_table.gather(1, (slot // g.ring_block_tokens).long()[:, None])[:, 0]
+    queries = step.query.to(ring.kv_cache.dtype)
+    ring.layer(step.layer)[blocks.long(), (slot % g.ring_block_tokens).long()] = queries

@@ -1,0 +1,77 @@
+"""What one attention layer does in one step, gathered in one place for all who take part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from tangram.kernels.segments import SealingChunks, Segments
+
+if TYPE_CHECKING:
+    from tangram.vllm_plugin.storage import QueryRing, SealedCache
+
+
+@dataclass
+class HostStep:
+    """A step cut on the host.
+
+    Attributes:
+        query_start: [requests + 1] int64, where each request's queries begin.
+        num_tokens_after: [requests] int64, tokens computed after the step.
+        segments: the step cut at multiples of C.
+        sealing: chunks that the step completes.
+        num_decodes: requests at the front of the batch that compute one token; for kernels.
+        tiles: [tiles, columns] int32 on the device, of the other requests' queries; for kernels.
+    """
+
+    query_start: np.ndarray
+    num_tokens_after: np.ndarray
+    segments: Segments
+    sealing: SealingChunks
+    num_decodes: int = 0
+    tiles: Tensor | None = None
+
+
+@dataclass
+class LayerStep:
+    """One layer in one step.
+
+    Attributes:
+        layer: attention layer.
+        softmax_scale: factor on query times key.
+        query: [tokens, query_heads, head_size], after RoPE, without padding.
+        key: [tokens or more, kv_heads, head_size], after RoPE.
+        value: the same shape.
+        out: [tokens or more, query_heads, head_size], to be written.
+        recent_cache: [blocks, kv_heads, R, 2 * head_size] of the layer.
+        sealed: the sealed pages of all layers, and the scorer.
+        ring: the last queries of all layers, or None.
+        recent_table: [requests, recent blocks] int32.
+        sealed_table: [requests, chunks] int32.
+        ring_table: [requests, ring blocks] int32, or None.
+        slot_mapping: [tokens] int64, block * R + offset in the block; negative for padding.
+        query_start: [requests + 1] int32 on the device.
+        seq_lens: [requests] int32 on the device, tokens computed after the step.
+        host: the step as the host cut it; None in a decode step that kernels serve, which may be
+            part of a CUDA graph and knows nothing of the host.
+    """
+
+    layer: int
+    softmax_scale: float
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    recent_cache: Tensor
+    sealed: SealedCache
+    ring: QueryRing | None
+    recent_table: Tensor
+    sealed_table: Tensor
+    ring_table: Tensor | None
+    slot_mapping: Tensor
+    query_start: Tensor
+    seq_lens: Tensor
+    host: HostStep | None
