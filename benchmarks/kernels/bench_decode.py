@@ -6,13 +6,13 @@ Each case is a whole stack of layers in one CUDA graph, every layer with memory 
 the L2 cache helps nobody. The result is checked against the reference first. FlashAttention 3 (that
 of vLLM, where it is installed) runs in the same process, both on uniform lengths of the same bytes
 and on every head's rows as a sequence of its own; its better number of splits counts. Bytes are
-those of the rows that queries see. `--sweep` tries configurations instead.
+those of the rows that queries see. `--sweep` tries configurations on the first model and goes on
+with the fastest.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -25,8 +25,14 @@ from torch import Tensor
 from benchmarks.kernels import common
 from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry
 from tangram.geometry import Geometry
-from tangram.kernels.decode import DecodeTables, DecodeWorkspace, make_split_map, reference
-from tangram.kernels.decode.kernel import LaunchConfig, decode_attention
+from tangram.kernels.decode import (
+    THREAD_BLOCKS_PER_SM,
+    DecodeTables,
+    DecodeWorkspace,
+    make_split_map,
+    reference,
+)
+from tangram.kernels.decode.kernel import LaunchConfig, decode_attention, launch_config
 from tests.kernels.inputs import TOLERANCE, Pool, make_stack, relative_error
 
 LOADS = ((4, 32768), (16, 32768), (64, 8192))
@@ -251,7 +257,7 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
     figures: dict[str, Any] = {
         **case._asdict(),
         "heads_per_program": ours.tables[0].heads_per_program,
-        "config": args.config,
+        "config": args.config or launch_config(g.row_bytes),
         "blocks_per_sm": args.blocks_per_sm,
         "bytes_per_layer": size // g.num_layers,
         "error": error,
@@ -273,33 +279,6 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
         figures["over_fa3_uniform"] = figures["tb_per_s"] / figures["fa3_uniform_tb_per_s"]
         figures["over_fa3_ragged"] = figures["tb_per_s"] / figures["fa3_ragged_tb_per_s"]
     return figures
-
-
-def compact(stack: list[Pool], buffer: Tensor) -> list[Pool]:
-    """The same with all blocks of a layer side by side, to tell what the pool's strides cost."""
-    g, blocks = stack[0].geometry, stack[0].sealed_cache.shape[0]
-    page = g.page_rows * g.row_elements
-    recent = stack[0].recent_cache[0].numel()
-    made = []
-    for pool in stack:
-        first = g.page_offsets[pool.layer][0]
-        pages = sum(g.head_groups.pages[pool.layer])
-        sealed = buffer.as_strided(
-            pool.sealed_cache.shape,
-            (pages * page, *pool.sealed_cache.stride()[1:]),
-            (blocks - 1) * first * page,
-        )
-        start = pool.layer * blocks * recent
-        made.append(
-            dataclasses.replace(
-                pool,
-                sealed_cache=sealed,
-                recent_cache=buffer[start : start + blocks * recent].view(
-                    blocks, *pool.recent_cache.shape[1:]
-                ),
-            )
-        )
-    return made
 
 
 def sweep(
@@ -333,19 +312,6 @@ def sweep(
         print(heads, *config, blocks_per_sm, " ", *(f"{x:.3f}" for x in line), flush=True)
     best = max(scores, key=lambda key: -math.inf if math.isnan(scores[key]) else scores[key])
     print("best:", best)
-    heads, config, blocks_per_sm = best
-    variants = {"not dependent": config._replace(dependent=False), "compact": config}
-    for name, config in variants.items():
-        line = []
-        for ours in made.values():
-            ours.prepare(config, blocks_per_sm, heads)
-            stack = ours.stack
-            if name == "compact":
-                ours.stack = compact(stack, buffer)
-            timing = common.time_graph(ours.run, replays=5, warmup=1)
-            ours.stack = stack
-            line.append(kv_bytes(ours.geometry, ours.case) / timing.median_ms / 1e9)
-        print(name, *(f"{x:.3f}" for x in line), flush=True)
     return best
 
 
@@ -355,7 +321,7 @@ def main() -> None:
     parser.add_argument("--retention", type=Path, help=".npz of real heads' shares")
     parser.add_argument("--out", type=Path, help="JSON lines are appended to it")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--blocks-per-sm", type=float, default=4)
+    parser.add_argument("--blocks-per-sm", type=float, default=THREAD_BLOCKS_PER_SM)
     parser.add_argument("--replays", type=int, default=9)
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3")
     parser.add_argument("--heads-per-program", type=int)

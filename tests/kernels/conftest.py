@@ -26,6 +26,8 @@ def _interpret_kernels():
                     setattr(module, attribute, triton.jit(value.fn))
 
 
+# Triton 3.9 warns where it is not said, and warnings are errors.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON and not torch.cuda.is_available():
     _interpret_kernels()

@@ -85,16 +85,24 @@ class DeviceKernels:
         # Captured graphs keep the addresses of theirs, so a larger one is added, not put in place.
         self._workspaces = [DecodeWorkspace.allocate(made)]
 
+    def forget_caches(self) -> None:
+        """Drop the tables that hold addresses of caches, which are about to be made anew.
+
+        vLLM captures graphs once on a small cache, to see what they take, before it makes the real
+        one.
+        """
+        self._seal_tables.clear()
+        self._all_layers = None
+
     def prepare_decode(self, batch_size: int) -> None:
         """Make what a decode step of that many requests reads, before a graph may capture it.
 
         Tables made inside a capture would be copied from host memory that is gone at the replay.
         """
-        if batch_size in self._prepared:
-            return
-        self._prepared.add(batch_size)
-        for layer in range(self.geometry.num_layers):
-            self._workspace(self._decode_tables(layer, batch_size))
+        if batch_size not in self._prepared:
+            self._prepared.add(batch_size)
+            for layer in range(self.geometry.num_layers):
+                self._workspace(self._decode_tables(layer, batch_size))
         if self._all_layers is None:
             caches = self._recent_caches()
             self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)

@@ -68,7 +68,12 @@ class SealedCache(_SharedCache):
         return rows.unflatten(1, (g.pages_per_block, g.page_group_size, g.page_size_rows))
 
     def prepare_device(self, device: torch.device, vllm_config: VllmConfig) -> None:
-        """Make the kernels' tables, if kernels serve this layout on this device; once is enough."""
+        """Make the kernels' tables, if kernels serve this layout on this device.
+
+        Called whenever vLLM is about to make the caches.
+        """
+        if self.kernels is not None:
+            self.kernels.forget_caches()
         if self.kernels is not None or device.type != "cuda" or not self.served_by_kernels:
             return
         layers = get_layers_from_vllm_config(vllm_config, Attention)

@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tangram.kernels.decode.split_map import Balance, SplitMap, make_split_map
+from tangram.kernels.decode.split_map import (
+    THREAD_BLOCKS_PER_SM,
+    Balance,
+    SplitMap,
+    make_split_map,
+)
 from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
 
 __all__ = [
+    "THREAD_BLOCKS_PER_SM",
     "Balance",
     "DecodeTables",
     "DecodeWorkspace",

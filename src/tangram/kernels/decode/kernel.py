@@ -49,8 +49,23 @@ class LaunchConfig(NamedTuple):
 
 
 def launch_config(row_bytes: int) -> LaunchConfig:
-    """What was fastest on an H200: three programs fit a multiprocessor."""
+    """What was fastest on an H200: tiles of 32 KiB, two at once."""
     return LaunchConfig(TILE_BYTES // row_bytes, 4, 3)
+
+
+@triton.jit
+def _rows_of(tile, sealed_tiles, begin, raw_begin, lanes, STEP: tl.constexpr):
+    """Whether a tile holds raw tokens, and its rows: of the virtual sequence, or positions."""
+    is_raw = tile >= sealed_tiles
+    low = tl.where(is_raw, raw_begin - sealed_tiles * STEP, begin) + tile * STEP
+    return is_raw, low + lanes
+
+
+@triton.jit
+def _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL: tl.constexpr):
+    """Chunk of every row, recent block of every position: index into the table of blocks."""
+    divisor = tl.where(is_raw, tl.full([], RAW_RECIPROCAL, tl.uint32), reciprocal)
+    return tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
 
 
 @triton.jit
@@ -87,7 +102,6 @@ def _decode(
     G: tl.constexpr,
     HEADS: tl.constexpr,
     TILE: tl.constexpr,
-    STAGES: tl.constexpr,
     FLOAT32: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -117,8 +131,7 @@ def _decode(
     out_ptrs += query_head[:, None] * stride_out_head
     if position < 0:  # a padded row
         if split == 0:
-            zero = tl.full([M, D], 0.0, out_ptr.dtype.element_ty)
-            tl.store(out_ptrs, zero, is_query[:, None])
+            tl.store(out_ptrs, tl.full([M, D], 0.0, tl.float32), is_query[:, None])
         return
     query_ptrs = query_ptr + request.to(tl.int64) * stride_query + dims[None, :]
     query_ptrs += query_head[:, None] * stride_query_head
@@ -138,8 +151,7 @@ def _decode(
     begin = (first_unit + tl.minimum(low, sealed_units)) * P
     end = (first_unit + tl.minimum(high, sealed_units)) * P
     raw_begin = raw_start + tl.maximum(low - sealed_units, 0) * P
-    raw_end = raw_start + tl.maximum(high - sealed_units, 0) * P
-    raw_end = tl.minimum(raw_end, position + 1)
+    raw_end = tl.minimum(raw_start + tl.maximum(high - sealed_units, 0) * P, position + 1)
     sealed_tiles = tl.cdiv(end - begin, STEP)
     tiles = sealed_tiles + tl.cdiv(raw_end - raw_begin, STEP)
 
@@ -157,37 +169,30 @@ def _decode(
     in_sealed = lane_head * stride_sealed_member
     in_recent = tl.load(order_ptr + rank + lane_head) * stride_recent_head
     own = head[:, None] == lane_head[None, :]
-    raw_reciprocal = tl.full([], RAW_RECIPROCAL, tl.uint32)
-    is_raw = sealed_tiles == 0
-    rows = tl.where(is_raw, raw_begin, begin) + lanes
-    divisor = tl.where(is_raw, raw_reciprocal, reciprocal)
-    chunk = tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
+    is_raw, rows = _rows_of(0, sealed_tiles, begin, raw_begin, lanes, STEP)
+    chunk = _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL)
     table_ptr = tl.where(is_raw, recent_table_ptr, sealed_table_ptr)
     block = tl.load(table_ptr + chunk, rows < tl.where(is_raw, raw_end, end), 0)
-    for tile in tl.range(0, tiles, num_stages=STAGES):
-        is_raw = tile >= sealed_tiles
-        low = tl.where(is_raw, raw_begin - sealed_tiles * STEP, begin) + tile * STEP
-        rows = low + lanes
+    for tile in range(0, tiles):
+        is_raw, rows = _rows_of(tile, sealed_tiles, begin, raw_begin, lanes, STEP)
         seen = (rows < tl.where(is_raw, raw_end, end)) & (rows >= tl.where(is_raw, 0, first_row))
-        divisor = tl.where(is_raw, raw_reciprocal, reciprocal)
-        chunk = tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
+        chunk = _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL)
         row = (rows - chunk * tl.where(is_raw, R, budget)).to(tl.uint32)
         cache_ptr = tl.where(is_raw, recent_ptr, sealed_ptr)
         stride_block = tl.where(is_raw, stride_recent_block, stride_sealed_block)
         stride_page = tl.where(is_raw, P * 2 * D, stride_sealed_page)
         offset = (row // P).to(tl.int32) * stride_page + (row % P).to(tl.int32) * (2 * D)
         offset += tl.where(is_raw, in_recent, in_sealed)
-        offset = block.to(tl.int64) * stride_block + offset
+        # Rows begin at multiples of 16 elements: without this some versions of Triton do not see
+        # it, load element by element, and do not pipeline.
+        offset = tl.multiple_of(block.to(tl.int64) * stride_block + offset, 16)
         key_ptrs = cache_ptr + offset[:, None] + dims[None, :]
         key = tl.load(key_ptrs, seen[:, None], 0.0)
         value = tl.load(key_ptrs + D, seen[:, None], 0.0)
 
         # The next tile's blocks, so that no address waits for a load.
-        is_raw = tile + 1 >= sealed_tiles
-        low = tl.where(is_raw, raw_begin - sealed_tiles * STEP, begin) + (tile + 1) * STEP
-        rows = low + lanes
-        divisor = tl.where(is_raw, raw_reciprocal, reciprocal)
-        chunk = tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
+        is_raw, rows = _rows_of(tile + 1, sealed_tiles, begin, raw_begin, lanes, STEP)
+        chunk = _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL)
         table_ptr = tl.where(is_raw, recent_table_ptr, sealed_table_ptr)
         block = tl.load(table_ptr + chunk, rows < tl.where(is_raw, raw_end, end), 0)
 
@@ -207,7 +212,7 @@ def _decode(
     sum_of_weights = tl.where(sum_of_weights > 0, sum_of_weights, 1.0)
     result = acc / sum_of_weights[:, None]
     if num_splits == 1:
-        tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), is_query[:, None])
+        tl.store(out_ptrs, result, is_query[:, None])
         return
     entry = (request * tl.num_programs(1) + first_slot + split) * (HEADS * G) + lines
     # No tile, no output; the combine looks at the log-sum-exp first.
@@ -290,6 +295,7 @@ def decode_attention(
     assert query.stride(2) == out.stride(2) == 1, "the elements of a head must lie side by side"
     for cache in (sealed_cache, recent_cache):
         assert cache.stride()[-2:] == (2 * D, 1), "the rows of a page must lie side by side"
+        assert not any(stride % 16 for stride in cache.stride()[:-1]), "rows must be aligned"
     assert sealed_table.shape[1] * g.chunk_size_tokens <= tables.max_rows
     assert workspace.lse_log2.shape[0] >= batch * tables.num_items
 
@@ -328,7 +334,6 @@ def decode_attention(
         G=G,
         HEADS=heads,
         TILE=max(config.tile_rows, heads * g.page_size_rows),
-        STAGES=config.num_stages,
         # Triton's interpreter multiplies bfloat16 wrongly.
         FLOAT32=query.dtype == torch.float32 or not query.is_cuda,
         DEPENDENT=dependent,

@@ -16,6 +16,9 @@ MAX_QUERY_HEADS = 16
 """Query heads of a thread block: lines of a matrix instruction."""
 TILE_BYTES = 32768
 """Rows that a thread block takes at once."""
+THREAD_BLOCKS_PER_SM = 2
+"""Of a batch, for every multiprocessor: all start at once, and more in turn only start again. What
+was fastest on an H200."""
 MAX_SPLITS = 512
 """Most parts that one head's rows are cut into."""
 
