@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tangram.geometry import Geometry
 from tangram.kernels.decode import (
+    THREAD_BLOCKS_PER_SM,
     DecodeTables,
     DecodeWorkspace,
     decode_attention,
@@ -30,8 +31,6 @@ from tangram.vllm_plugin.step import HostStep, LayerStep
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.storage import QueryRing
-
-THREAD_BLOCKS_PER_SM = 4
 
 
 def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:

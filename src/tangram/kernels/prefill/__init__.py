@@ -3,7 +3,40 @@
 `make_head_table` is built once a layer, `make_tiles` once a step; `prefill_attention` runs a layer.
 """
 
-from tangram.kernels.prefill.kernel import prefill_attention
+from __future__ import annotations
+
+from torch import Tensor
+
 from tangram.kernels.prefill.tables import Blocks, choose_blocks, make_head_table, make_tiles
 
 __all__ = ["Blocks", "choose_blocks", "make_head_table", "make_tiles", "prefill_attention"]
+
+
+def prefill_attention(
+    query: Tensor,
+    tiles: Tensor,
+    sealed_cache: Tensor,
+    sealed_table: Tensor,
+    recent_cache: Tensor,
+    recent_table: Tensor,
+    *,
+    head_table: Tensor,
+    softmax_scale: float,
+    out: Tensor,
+    blocks: Blocks | None = None,
+) -> None:
+    """See `tangram.kernels.prefill.kernel.prefill_attention`; Triton is imported when first used."""
+    from tangram.kernels.prefill import kernel
+
+    kernel.prefill_attention(
+        query,
+        tiles,
+        sealed_cache,
+        sealed_table,
+        recent_cache,
+        recent_table,
+        head_table=head_table,
+        softmax_scale=softmax_scale,
+        out=out,
+        blocks=blocks,
+    )
