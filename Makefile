@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/tangram demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -q --durations=15 $(ARGS)
+	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=15 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

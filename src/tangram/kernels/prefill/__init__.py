@@ -25,7 +25,7 @@ def prefill_attention(
     out: Tensor,
     blocks: Blocks | None = None,
 ) -> None:
-    """See `tangram.kernels.prefill.kernel.prefill_attention`; Triton is imported when first used."""
+    """See `tangram.kernels.prefill.kernel.prefill_attention`; imports Triton when first used."""
     from tangram.kernels.prefill import kernel
 
     kernel.prefill_attention(
