@@ -61,15 +61,17 @@ def test_preemption_and_resumption(alone, prompts):
     long_enough = [prompt + noise(99, 30) for prompt in prompts[:2]]
     with engine(**options(scorer, **more)) as llm:
         reference = [generate(llm, [p], max_tokens=40)[0] for p in long_enough]
-    with engine(**options(scorer, **more), num_gpu_blocks_override=100) as llm:
-        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-        preempted = []
-        original = scheduler._preempt_request
-        scheduler._preempt_request = lambda request, *a, **kw: (
-            preempted.append(request.request_id), original(request, *a, **kw))[1]  # fmt: skip
-        answers = generate(llm, prompts + long_enough, max_tokens=40)
-    assert preempted, "the pool was large enough for all"
-    assert_same(answers, expected + reference)
+    preempted = []
+    # Admission leaves room for what it knows, so which pool is too small depends on the layout.
+    for blocks in (100, 80, 60):
+        with engine(**options(scorer, **more), num_gpu_blocks_override=blocks) as llm:
+            scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+            original = scheduler._preempt_request
+            scheduler._preempt_request = lambda request, *a, original=original, **kw: (
+                preempted.append(request.request_id), original(request, *a, **kw))[1]  # fmt: skip
+            answers = generate(llm, prompts + long_enough, max_tokens=40)
+        assert_same(answers, expected + reference)
+    assert preempted, "every pool was large enough for all"
 
 
 def test_async_scheduling(alone, prompts, monkeypatch):

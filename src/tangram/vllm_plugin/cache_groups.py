@@ -38,9 +38,21 @@ from tangram.geometry import Geometry
 
 
 class _WithGeometry:
-    """What the three specs share: fields beyond their family's, which a merge must keep."""
+    """What the three specs share: a field beyond their family's, which a merge must keep."""
 
     geometry: Geometry
+
+    @classmethod
+    def of(cls, geometry: Geometry, dtype: Any) -> Any:
+        """The spec of a layout; as long as a chunk, so that it does not coarsen cache hits."""
+        make: Any = cls
+        return make(
+            block_size=geometry.chunk_size_tokens,
+            num_kv_heads=1,
+            head_size=geometry.head_size,
+            dtype=dtype,
+            geometry=geometry,
+        )
 
     # The families' own `merge` makes a new object from a fixed list of fields.
     merge: Any = classmethod(KVCacheSpec.merge.__func__)
@@ -51,17 +63,6 @@ class SealedSpec(_WithGeometry, FullAttentionSpec):
     """One block is one sealed chunk of all layers: `rows_per_block` rows [K | V]."""
 
     geometry: Geometry
-
-    @classmethod
-    def of(cls, geometry: Geometry, dtype: Any) -> SealedSpec:
-        """The spec of a layout."""
-        return cls(
-            block_size=geometry.chunk_size_tokens,
-            num_kv_heads=1,
-            head_size=geometry.head_size,
-            dtype=dtype,
-            geometry=geometry,
-        )
 
     def get_num_kernel_states(self, kernel_block_size: int) -> int:
         """Rows of a block, which is never split."""
@@ -104,17 +105,6 @@ class QueryRingSpec(_WithGeometry, CircularBufferSpec):
     """Blocks of one running request that hold its last W queries of all layers."""
 
     geometry: Geometry
-
-    @classmethod
-    def of(cls, geometry: Geometry, dtype: Any) -> QueryRingSpec:
-        """The spec of a layout; as long as a chunk, so that it does not coarsen cache hits."""
-        return cls(
-            block_size=geometry.chunk_size_tokens,
-            num_kv_heads=1,
-            head_size=geometry.head_size,
-            dtype=dtype,
-            geometry=geometry,
-        )
 
     @property
     def state_content_size_bytes(self) -> int:
