@@ -48,7 +48,6 @@ class SealedCache(_SharedCache):
 
     def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
         super().__init__(plan, dtype)
-        self.plan = plan
         self.scorer: Scorer = plan.scorer
         self._profile: Profile | None = (
             plan.load_profile() if self.scorer.needs_statistics else None
@@ -74,7 +73,9 @@ class SealedCache(_SharedCache):
         """
         if self.kernels is not None:
             self.kernels.forget_caches()
-        if self.kernels is not None or device.type != "cuda" or not self.served_by_kernels:
+            return
+        served = has_kernels(self.geometry, self.scorer.name, self.dtype)
+        if device.type != "cuda" or not served:
             return
         layers = get_layers_from_vllm_config(vllm_config, Attention)
         by_index = {extract_layer_index(name): layer for name, layer in layers.items()}
@@ -85,11 +86,6 @@ class SealedCache(_SharedCache):
             vllm_config.compilation_config.cudagraph_capture_sizes or (),
             recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
         )
-
-    @property
-    def served_by_kernels(self) -> bool:
-        """Whether GPU kernels know the layout, the scorer and the type; if not, references do."""
-        return has_kernels(self.geometry, self.scorer.name, self.dtype)
 
     def statistics(self, layer: int, device: torch.device) -> dict[str, Tensor]:
         """The profile's arrays of a layer, on the device; empty when the scorer needs none."""
