@@ -7,7 +7,8 @@ seeds that neither training nor any evaluation uses.
 
     python models/recall/make_profile.py --scorer key_diff --measure 0.25 0.1 --time-limit-s 600
 
-also measures budgets, on conversations of their own, and prints what was tried. On a GPU add
+also measures budgets, on conversations of their own, and prints what was tried; with `--profile
+FILE` it goes on from the statistics and the measured budgets of that file. On a GPU add
 `--dtype bfloat16 --kv-cache-gib 20`.
 """
 
@@ -41,11 +42,23 @@ def main() -> None:
     engine = dict(dtype=args.dtype, kv_cache_memory_bytes=int(args.kv_cache_gib * (1 << 30)))
     if args.gpu_memory_utilization is not None:
         engine["gpu_memory_utilization"] = args.gpu_memory_utilization
+    profile = Profile.load(args.profile) if args.profile else _recorded(tokenizer, args, engine)
+    # Not .safetensors: an engine that loads this folder would take it for weights.
+    out = args.out or HERE / f"{profile.scorer_name}.profile"
+    profile.save(out)
+    print(f"\nwrote {out}, {out.stat().st_size} bytes")
+    if args.measure:
+        _measured(profile, tokenizer, args, engine).save(out)
+        print(f"wrote {out}, {out.stat().st_size} bytes")
+
+
+def _recorded(tokenizer: Any, args: argparse.Namespace, engine: Any) -> Profile:
+    """Statistics of the conversations that calibration reads."""
     samples = []
     for seed in range(FIRST_SEED, FIRST_SEED + args.samples):
         talk = make_conversation(seed, context_tokens=args.context_tokens, facts=40, turns=TURNS)
         samples.append(_tokens(tokenizer, talk.messages(TURNS - 1)))
-    profile = record_profile(
+    return record_profile(
         str(HERE),
         samples,
         scorer_name=args.scorer,
@@ -55,13 +68,6 @@ def main() -> None:
         chunk_size_tokens=args.chunk_size,
         **engine,
     )
-    # Not .safetensors: an engine that loads this folder would take it for weights.
-    out = args.out or HERE / f"{args.scorer}.profile"
-    profile.save(out)
-    print(f"\nwrote {out}, {out.stat().st_size} bytes")
-    if args.measure:
-        _measured(profile, tokenizer, args, engine).save(out)
-        print(f"wrote {out}, {out.stat().st_size} bytes")
 
 
 def _measured(profile: Profile, tokenizer: Any, args: argparse.Namespace, engine: Any) -> Profile:
@@ -87,6 +93,7 @@ def _measured(profile: Profile, tokenizer: Any, args: argparse.Namespace, engine
             later=later,
             ratios=args.measure,
             page_group_size=size,
+            chunk_size_tokens=args.chunk_size,
             time_limit_s=args.time_limit_s / len(args.page_group_size),
             progress=lambda line: print(f"{time.monotonic() - begun:7.1f} s  {line}", flush=True),
             **engine,
@@ -135,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-memory-utilization", type=float, default=None)
     measuring = parser.add_argument_group("measuring budgets")
     measuring.add_argument("--measure", type=float, nargs="+", metavar="RATIO", default=[])
+    measuring.add_argument("--profile", type=Path, help="go on from this one")
     measuring.add_argument("--time-limit-s", type=float, default=600, help="for all of it")
     measuring.add_argument("--page-group-size", type=int, nargs="+", default=[4])
     measuring.add_argument("--measure-samples", type=int, default=24)

@@ -9,6 +9,8 @@ be alike, so whole layers are learned before single groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 TOTAL_WORTH = 3.0
@@ -92,3 +94,29 @@ def move_pages(
         made[receiver] += 1
         made[donor] -= 1
     return made
+
+
+def pair_moves(
+    pages: np.ndarray, rng: np.random.Generator, *, floor: int, most: int
+) -> Iterator[tuple[int, int, int]]:
+    """Every (donor, receiver, pages) between two groups, in random order.
+
+    A donor gives one page, half of what it can, or all of it.
+
+    Args:
+        pages: [groups] int64.
+        rng: of the order.
+        floor: fewest pages of a group.
+        most: most pages of a group.
+    """
+    free, room = pages - floor, most - pages
+    moves = [
+        (donor, receiver, count)
+        for donor in np.flatnonzero(free)
+        for receiver in np.flatnonzero(room)
+        if donor != receiver
+        for count in sorted({1, free[donor] // 2, free[donor]} - {0})
+        if count <= room[receiver]
+    ]
+    for index in rng.permutation(len(moves)):
+        yield moves[index]

@@ -10,7 +10,7 @@ from tangram.budgets import BudgetProblem, MeasuredEntry, with_entry
 from tangram.budgets.curves import greedy_pages
 from tangram.budgets.grouping import head_pages
 from tangram.calibrate.candidates import blends, single_rules
-from tangram.calibrate.moves import PageWorth, move_pages
+from tangram.calibrate.moves import PageWorth, move_pages, pair_moves
 from tangram.calibrate.search import search_budgets
 from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity, Profile
@@ -89,6 +89,30 @@ def test_it_comes_near_the_best_budgets_there_are(ratio):
     assert found.divergence == pytest.approx(needs.loss(head_pages(found.head_groups), check))
     assert found.divergence - best < 0.15 * (min(rules) - best)
     assert found.moved_pages > 0
+
+
+def test_pairs_find_what_a_linear_belief_does_not():
+    # A head that is worth nothing until it has half a chunk; all others are worth a little.
+    problem, needs = make_problem(0.3), Needs()
+
+    def divergence(budgets, samples):
+        needy = head_pages(budgets)[3, 1] >= 8
+        return needs(budgets, samples) * (0.1 if needy else 1.0)
+
+    found = search_budgets(problem, divergence, 9, time_limit_s=1e9)
+    assert head_pages(found.head_groups)[3, 1] >= 8
+    best = needs.best(problem, range(2, 9, 3))
+    assert found.divergence < 0.2 * best
+
+
+def test_pair_moves_are_all_there_once_and_obey_the_bounds():
+    pages = np.array([1, 2, 6, 16])
+    moves = list(pair_moves(pages, np.random.default_rng(0), floor=1, most=16))
+    assert len(set(moves)) == len(moves)
+    assert {m for m in moves if m[0] == 1} == {(1, 0, 1), (1, 2, 1)}
+    assert {m for m in moves if m[0] == 2} == {(2, r, n) for r in (0, 1) for n in (1, 2, 5)}
+    assert {m for m in moves if m[:2] == (3, 1)} == {(3, 1, 1), (3, 1, 7)}  # room for 14
+    assert (3, 2, 15) not in moves and (3, 0, 15) in moves
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
