@@ -95,6 +95,7 @@ def _measured(profile: Profile, tokenizer: Any, args: argparse.Namespace, engine
             page_group_size=size,
             chunk_size_tokens=args.chunk_size,
             time_limit_s=args.time_limit_s / len(args.page_group_size),
+            seed=args.seed,
             progress=lambda line: print(f"{time.monotonic() - begun:7.1f} s  {line}", flush=True),
             **engine,
         )
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument("--measure", type=float, nargs="+", metavar="RATIO", default=[])
     measuring.add_argument("--profile", type=Path, help="go on from this one")
     measuring.add_argument("--time-limit-s", type=float, default=600, help="for all of it")
+    measuring.add_argument("--seed", type=int, default=0, help="of the search")
     measuring.add_argument("--page-group-size", type=int, nargs="+", default=[4])
     measuring.add_argument("--measure-samples", type=int, default=24)
     measuring.add_argument("--measure-context-tokens", type=int, nargs="+", default=[3000])

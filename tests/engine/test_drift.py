@@ -15,6 +15,7 @@ from tests.engine.prompts import conversation_prompt, noise
 
 PROFILE = str(Path(MODEL) / "expected_attention.profile")
 TOKENS = 2600
+WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def metric(name: str) -> float:
@@ -64,7 +65,7 @@ def test_conversations_stay_within_the_limit_and_random_tokens_do_not(level, tmp
         layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context
         board = DriftBoard(tmp_path / "board", create=True)
         reference = layers[SEALED_NAME].drift.reference
-        layers[SEALED_NAME].drift = DriftMonitor(reference, 1, torch.device("cpu"), board)
+        layers[SEALED_NAME].drift = DriftMonitor(reference, 1, torch.device(WHERE), board)
         generate(llm, [noise(seed, TOKENS) for seed in (1, 2)], max_tokens=2)
         found = board.read()
         assert found.sampled_chunks >= LEAST_CHUNKS

@@ -49,7 +49,7 @@ def run(monkeypatch, tmp_path, *, planted, found, code=0):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(sanitize, "_compile", lambda: None)
-    return sanitize.run_tools(["memcheck", "racecheck"], sanitize.KERNELS)
+    return sanitize.run_tools(["memcheck", "racecheck"])
 
 
 def test_the_exit_code_says_whether_a_tool_found_something(monkeypatch, tmp_path, capsys):

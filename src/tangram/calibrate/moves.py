@@ -120,3 +120,29 @@ def pair_moves(
     ]
     for index in rng.permutation(len(moves)):
         yield moves[index]
+
+
+def shake_pages(
+    pages: np.ndarray, rng: np.random.Generator, part: float, *, floor: int, most: int
+) -> np.ndarray:
+    """Pages after a part of those above the floor has gone to other groups at random.
+
+    Args:
+        pages: [groups] int64.
+        rng: of the pages that go, each as likely as any other, and of where they go.
+        part: of the pages above the floor.
+        floor: fewest pages of a group.
+        most: most pages of a group.
+
+    Returns:
+        [groups] int64 with the same sum.
+    """
+    made = pages.copy()
+    free = int((made - floor).sum())
+    for _ in range(round(part * free)):
+        room = np.flatnonzero(made < most)
+        if len(room) == 0:
+            break
+        made[rng.choice(made.size, p=(made - floor) / free)] -= 1
+        made[rng.choice(room)] += 1
+    return made

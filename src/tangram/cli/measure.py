@@ -39,6 +39,7 @@ def measure_budgets(
     time_limit_s: float,
     max_evaluations: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
+    seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
     **engine: Any,
 ) -> Profile:
@@ -65,6 +66,7 @@ def measure_budgets(
             measured in any case.
         max_evaluations: readings (of some samples) at each ratio, at most.
         tokens_at_once: tokens of a step; activations of so many must fit beside the KV cache.
+        seed: of the moves that the search draws.
         progress: told in words what goes on.
         **engine: further keyword arguments of `vllm.LLM`; both kinds of engine get them.
 
@@ -109,6 +111,7 @@ def measure_budgets(
             engine,
             time_limit_s=left / (len(asked) - done),
             max_evaluations=max_evaluations,
+            seed=seed,
             progress=partial(_tell, progress, options.compression_ratio),
         )
         left -= seconds

@@ -10,7 +10,7 @@ from tangram.budgets import BudgetProblem, MeasuredEntry, with_entry
 from tangram.budgets.curves import greedy_pages
 from tangram.budgets.grouping import head_pages
 from tangram.calibrate.candidates import blends, single_rules
-from tangram.calibrate.moves import PageWorth, move_pages, pair_moves
+from tangram.calibrate.moves import PageWorth, move_pages, pair_moves, shake_pages
 from tangram.calibrate.search import search_budgets
 from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity, Profile
@@ -113,6 +113,16 @@ def test_pair_moves_are_all_there_once_and_obey_the_bounds():
     assert {m for m in moves if m[0] == 2} == {(2, r, n) for r in (0, 1) for n in (1, 2, 5)}
     assert {m for m in moves if m[:2] == (3, 1)} == {(3, 1, 1), (3, 1, 7)}  # room for 14
     assert (3, 2, 15) not in moves and (3, 0, 15) in moves
+
+
+def test_shaken_pages_keep_their_sum_and_the_bounds():
+    pages, rng = np.array([1, 2, 6, 16]), np.random.default_rng(0)
+    for _ in range(50):
+        shaken = shake_pages(pages, rng, 0.5, floor=1, most=16)
+        assert shaken.sum() == pages.sum() and shaken.min() >= 1 and shaken.max() <= 16
+        assert 0 < np.abs(shaken - pages).sum() <= 2 * 10  # half of the 21 above the floor
+    full = np.full(4, 16)
+    assert (shake_pages(full, rng, 0.5, floor=1, most=16) == full).all()
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])

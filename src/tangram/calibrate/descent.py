@@ -1,0 +1,167 @@
+"""From budgets to better ones: pages moved between head groups while the divergence falls.
+
+Moves are judged by the first part of the samples; the second tells when they begin to fit the
+samples instead of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tangram.budgets import BudgetProblem
+from tangram.calibrate.meter import Meter
+from tangram.calibrate.moves import PageWorth, move_pages, pair_moves, shake_pages
+from tangram.geometry import HeadGroups
+
+ROUND = 25
+"""Moves tried between two looks at the second part; a quarter of the groups if that is more."""
+PATIENCE = 4
+"""Rounds without a better second part after which moving ends."""
+FIRST_STEP, LARGEST_STEP = 0.08, 0.2
+"""Part of all pages that a move may take; it grows by GROWTH with success and shrinks without."""
+GROWTH, SHRINKAGE = 1.4, 0.9
+SHAKEN_PART = 0.3
+"""Part of the pages above the floor that a restart moves at random."""
+RESTARTS = 8
+"""Restarts in a row that found nothing better, after which the search ends."""
+DRAWS = 50
+"""Moves drawn in a row that were all tried before, after which moving ends."""
+
+
+def search_around(
+    problem: BudgetProblem,
+    meter: Meter,
+    start: HeadGroups,
+    seed: int,
+    progress: Callable[[str], None],
+) -> HeadGroups:
+    """Search from the start, then again from the best with pages shaken, while that helps."""
+    rng = np.random.default_rng(seed)
+
+    def descend(begin: HeadGroups) -> HeadGroups:
+        moved = _improve(problem, meter, begin, rng, progress)
+        return _polish(problem, meter, moved, rng, progress)
+
+    best, failures = descend(start), 0
+    while failures < RESTARTS and not meter.spent():
+        found = descend(_shaken(problem, rng, best))
+        failures += 1
+        if meter.whole(found) < meter.whole(best):
+            best, failures = found, 0
+        progress(f"shaken: {meter.whole(found):.6f}, the best {meter.whole(best):.6f}")
+    return best
+
+
+def _improve(
+    problem: BudgetProblem,
+    meter: Meter,
+    start: HeadGroups,
+    rng: np.random.Generator,
+    progress: Callable[[str], None],
+) -> HeadGroups:
+    """Move pages while the first part's divergence falls; what the second part likes best of it."""
+    belief = PageWorth(pages_of(start))
+    current = best = start
+    seen, step, since_look, rounds_left = {start}, FIRST_STEP, 0, PATIENCE
+    while rounds_left > 0 and not meter.spent():
+        trial = _draw_move(problem, belief, rng, current, step, seen)
+        if trial is None:
+            break
+        seen.add(trial)
+        ratio, whole = meter.ratio(trial, current)
+        belief.learn(pages_of(current), pages_of(trial), -math.log(ratio))
+        if whole and ratio < 1:
+            current = trial
+            belief.step_taken()
+            step = min(step * GROWTH, LARGEST_STEP)
+            progress(f"moved: {meter.whole(current):.6f}")
+        else:
+            step = max(step * SHRINKAGE, 1 / problem.total_pages)
+        since_look += 1
+        if since_look == max(ROUND, problem.num_groups // 4):
+            since_look, rounds_left = 0, rounds_left - 1
+            if meter.check(current) < meter.check(best):
+                best, rounds_left = current, PATIENCE
+    return min(current, best, key=meter.check)
+
+
+def _polish(
+    problem: BudgetProblem,
+    meter: Meter,
+    start: HeadGroups,
+    rng: np.random.Generator,
+    progress: Callable[[str], None],
+) -> HeadGroups:
+    """Move pages between two groups at a time until no such move helps; as `_improve` else.
+
+    A belief that is linear near one point misses what only helps together; pairs miss less.
+    """
+    current = best = start
+    rounds_left, helped = PATIENCE, True
+    while helped and rounds_left > 0:
+        helped = False
+        moves = pair_moves(
+            pages_of(current).reshape(-1), rng, floor=problem.floor_pages, most=problem.max_pages
+        )
+        for donor, receiver, count in moves:
+            if meter.spent():
+                return min(current, best, key=meter.check)
+            pages = pages_of(current).copy()
+            pages.flat[donor] -= count
+            pages.flat[receiver] += count
+            if pages.flat[donor] < problem.floor_pages or pages.flat[receiver] > problem.max_pages:
+                continue  # a move before it has changed these groups
+            trial = HeadGroups.from_lists(current.to_lists()[0], pages.tolist())
+            ratio, whole = meter.ratio(trial, current)
+            if not whole or ratio >= 1:
+                continue
+            current, helped = trial, True
+            progress(f"moved between two: {meter.whole(current):.6f}")
+            rounds_left -= 1
+            if meter.check(current) < meter.check(best):
+                best, rounds_left = current, PATIENCE
+            if rounds_left == 0:
+                break
+    return best
+
+
+def _draw_move(
+    problem: BudgetProblem,
+    belief: PageWorth,
+    rng: np.random.Generator,
+    current: HeadGroups,
+    step: float,
+    seen: set[HeadGroups],
+) -> HeadGroups | None:
+    """Budgets that were not tried yet, or None when none are found."""
+    pages = pages_of(current)
+    count = max(1, round(step * problem.total_pages))
+    for _ in range(DRAWS):
+        moved = move_pages(
+            pages.reshape(-1),
+            belief.draw(rng),
+            count,
+            floor=problem.floor_pages,
+            most=problem.max_pages,
+        )
+        trial = HeadGroups.from_lists(current.to_lists()[0], moved.reshape(pages.shape).tolist())
+        if trial not in seen:
+            return trial
+    return None
+
+
+def _shaken(problem: BudgetProblem, rng: np.random.Generator, budgets: HeadGroups) -> HeadGroups:
+    """Budgets with a part of the pages above the floor moved at random."""
+    pages = pages_of(budgets)
+    shaken = shake_pages(
+        pages.reshape(-1), rng, SHAKEN_PART, floor=problem.floor_pages, most=problem.max_pages
+    )
+    return HeadGroups.from_lists(budgets.to_lists()[0], shaken.reshape(pages.shape).tolist())
+
+
+def pages_of(head_groups: HeadGroups) -> np.ndarray:
+    """[layers, groups] int64."""
+    return np.asarray(head_groups.pages)

@@ -1,0 +1,71 @@
+"""The divergence of budgets on the parts of the samples, remembered, and the limits on asking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tangram.geometry import HeadGroups
+
+Divergence = Callable[[HeadGroups, Sequence[int]], float]
+"""(budgets, samples by index) -> mean divergence from full KV on them, in nats."""
+
+CHECK_PART = 3
+"""Every third sample belongs to the part that has the last word."""
+HOPELESS = 1.1
+"""Where half of the first part diverges by this factor more than the best, the rest is spared."""
+SMALLEST = 1e-9
+"""Divergences below count as this: their logarithm is taken."""
+
+
+class Meter:
+    """Measures and remembers, and says when the limits are reached."""
+
+    def __init__(
+        self,
+        divergence: Divergence,
+        n_samples: int,
+        seconds: float,
+        max_evaluations: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._divergence, self._clock = divergence, clock
+        self._seconds, self._max_evaluations = seconds, max_evaluations
+        self._begun = clock()
+        self.evaluations = 0
+        self._known: dict[tuple[HeadGroups, tuple[int, ...]], float] = {}
+        self._check = tuple(range(CHECK_PART - 1, n_samples, CHECK_PART))
+        choose = [index for index in range(n_samples) if index not in self._check]
+        half = -(-len(choose) // 2)
+        self._halves = tuple(choose[:half]), tuple(choose[half:])
+
+    def spent(self, part: float = 1.0) -> bool:
+        """Whether this part of a limit is used up."""
+        return (
+            self._clock() - self._begun >= part * self._seconds
+            or self.evaluations >= part * self._max_evaluations
+        )
+
+    def check(self, budgets: HeadGroups) -> float:
+        """Divergence on the second part of the samples."""
+        return self._of(budgets, self._check)
+
+    def whole(self, budgets: HeadGroups) -> float:
+        """Divergence on the first part of the samples."""
+        weights = [len(half) for half in self._halves]
+        return float(np.average([self._of(budgets, h) for h in self._halves], weights=weights))
+
+    def ratio(self, budgets: HeadGroups, rival: HeadGroups) -> tuple[float, bool]:
+        """Divergence over the rival's, and whether on all of the first part or only on half."""
+        half = self._of(budgets, self._halves[0]) / self._of(rival, self._halves[0])
+        if half > HOPELESS:
+            return half, False
+        return self.whole(budgets) / self.whole(rival), True
+
+    def _of(self, budgets: HeadGroups, samples: tuple[int, ...]) -> float:
+        key = budgets, samples
+        if key not in self._known:
+            self.evaluations += 1
+            self._known[key] = max(self._divergence(budgets, samples), SMALLEST)
+        return self._known[key]
