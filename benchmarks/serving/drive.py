@@ -1,7 +1,7 @@
 """Multi-turn serving of compression against stock vLLM, over real OpenAI servers.
 
     python -m benchmarks.serving.drive --model qwen3-4b --sides stock,tangram \
-        --workloads long --levels closed:24 --retention FILE --out serving.jsonl --resume
+        --cells long/closed:24,short/open:2 --retention FILE --out serving.jsonl --resume
 
 Sides are started one after the other on this machine. Every (model, side, workload, level) is a
 cell: one JSON line, appended when it is done, and skipped with `--resume` when it is there. With
@@ -147,10 +147,9 @@ def play_side(
 
 
 def _todo(side: Side, args: argparse.Namespace, cells: Cells) -> Iterator[tuple[str, Level]]:
-    for workload in args.workloads:
-        for level in args.levels:
-            if cells.find(_about(side, args, workload, level)) is None:
-                yield workload, level
+    for workload, level in args.cells:
+        if cells.find(_about(side, args, workload, level)) is None:
+            yield workload, level
 
 
 def _about(side: Side, args: argparse.Namespace, workload: str, level: Level) -> dict[str, Any]:
@@ -289,6 +288,16 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def cell_of(text: str) -> tuple[str, Level]:
+    """A workload and a level of load, `WORKLOAD/LEVEL`."""
+    workload, _, level = text.partition("/")
+    if workload not in WORKLOADS:
+        raise argparse.ArgumentTypeError(
+            f"{text}: give WORKLOAD/LEVEL, the workload one of {', '.join(WORKLOADS)}"
+        )
+    return workload, level_of(level)
+
+
 def level_of(text: str) -> Level:
     """`closed:N` users, `open:R` conversations a second, or `search:R`, the sustainable rate."""
     kind, _, amount = text.partition(":")
@@ -312,12 +321,12 @@ def parser() -> argparse.ArgumentParser:
     add_server_options(made)
     add = made.add_argument
     add("--sides", type=listed(SIDES), default=["stock", "tangram"], help=", ".join(SIDES))
-    add("--workloads", type=listed(WORKLOADS), default=["short"], help=", ".join(WORKLOADS))
     add(
-        "--levels",
-        type=lambda text: [level_of(part) for part in text.split(",")],
-        default=[Level("closed", 8)],
-        help="closed:USERS, open:RATE (conversations/s), search:FIRST_RATE; several with commas",
+        "--cells",
+        type=lambda text: [cell_of(part) for part in text.split(",")],
+        default=[("short", Level("closed", 8))],
+        help=f"WORKLOAD/LEVEL, several with commas; workloads: {', '.join(WORKLOADS)}; levels:\n"
+        "closed:USERS, open:RATE (conversations/s), search:FIRST_RATE",
     )
     add("--api", choices=list(DIALOGUES), default="tokens")
     add("--factor", type=float, default=1.0, help="all lengths times this")

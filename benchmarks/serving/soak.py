@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving.soak --model recall --rate 4 --minutes 10 --out soak.jsonl
 
-Conversations arrive at twice `--rate`, the rate that the server sustains (`drive.py --levels
-search:R` finds it); a share of the clients hangs up in the middle. Of the recall model, answers are
-checked meanwhile. It passes if
+Conversations arrive at twice `--rate`, the rate that the server sustains (`drive.py --cells
+WORKLOAD/search:R` finds it); a share of the clients hangs up in the middle. Of the recall model,
+answers are checked meanwhile. It passes if
 
 - nothing failed: refusals that say so are no failures,
 - the checked answers were as good as before the load,

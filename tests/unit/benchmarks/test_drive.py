@@ -59,7 +59,7 @@ def bench(monkeypatch, tmp_path):
     return seen
 
 
-CELLS = ("--workloads", "short,mid", "--levels", "closed:2,open:0.5")
+CELLS = ("--cells", "short/closed:2,short/open:0.5,mid/closed:2,mid/open:0.5")
 
 
 def test_every_cell_once_with_provenance(bench):
@@ -68,7 +68,7 @@ def test_every_cell_once_with_provenance(bench):
     assert len(bench.loads) == 8 == len(set(bench.loads))
     for line in bench.lines():
         assert line["commit"] == "abc" and line["versions"]["vllm"] and line["seed"] == 0
-        assert "--levels closed:2,open:0.5" in line["command"] and line["machine"]
+        assert "--cells short/closed:2,short/open:0.5" in line["command"] and line["machine"]
     assert {line["ratio"] for line in bench.lines() if line["side"] == "stock"} == {None}
 
 
@@ -98,7 +98,7 @@ def test_no_cell_is_begun_that_could_not_end_in_time(bench):
 
 
 def test_a_search_is_made_of_cells_and_resumes(bench):
-    search = ("--levels", "search:1", "--ttft-limit-s", "5", "--resume")
+    search = ("--cells", "short/search:1", "--ttft-limit-s", "5", "--resume")
     bench.fail_at = 2
     with pytest.raises(KeyboardInterrupt):
         bench.run(*search)
@@ -112,7 +112,7 @@ def test_a_search_is_made_of_cells_and_resumes(bench):
 
 
 def test_the_report_has_ratios_to_stock(bench, tmp_path):
-    bench.run("--levels", "closed:2")
+    bench.run("--cells", "short/closed:2")
     table, plot = tmp_path / "table.md", tmp_path / "plot.svg"
     assert report([str(bench.out), "--table", str(table)]) == 0
     rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()]
@@ -139,6 +139,12 @@ def test_levels(text, level):
 def test_levels_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match="give closed:USERS"):
         drive.level_of(text)
+
+
+@pytest.mark.parametrize("text", ["closed:2", "huge/closed:2", "/open:1"])
+def test_cells_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="the workload one of short, mid"):
+        drive.cell_of(text)
 
 
 def options(*argv):
