@@ -205,7 +205,8 @@ def test_tiles_hold_every_query_once_and_the_heaviest_come_first(per_head):
     tiles = make_tiles(segments, geometry, SMALL)
     C, W = geometry.chunk_size_tokens, geometry.window_size_tokens
     seen = []
-    for request, first, count, position, sealed, raw_start in tiles.tolist():
+    for request, first, count, position, sealed, raw_start, gathered in tiles.tolist():
+        assert gathered == -1
         assert 1 <= count <= 32 // per_head
         assert sealed == position // C == (position + count - 1) // C
         assert raw_start == max(0, sealed * C - W)
