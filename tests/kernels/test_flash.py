@@ -1,4 +1,4 @@
-"""The sealed part of prefill on FlashAttention, or on its contract in torch, and what follows it."""
+"""The sealed part of prefill on FlashAttention, or its contract in torch, and what follows it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tangram.kernels.prefill import (  # noqa: E402
     make_tiles,
     prefill_attention,
 )
-from tests.kernels.test_prefill import LARGE, SMALL, Case, _like, run_reference  # noqa: E402
+from tests.kernels.test_prefill import LARGE, SMALL, Case, like_in, run_reference  # noqa: E402
 
 # Layer 1 of the default budgets keeps 2 and 4 pages, of which chunk 0 fills 3: rows begin late.
 CASES = [
@@ -150,7 +150,7 @@ def test_with_flash_attention_blocks_far_apart_are_found(flash_attention):
     base = pool.sealed_cache._base
     wide = torch.empty((len(base) - 1) * stride + base.shape[1], dtype=base.dtype, device="cuda")
     spread = wide.as_strided(base.shape, (stride, 1)).copy_(base)
-    far = replace(pool, sealed_cache=_like(pool.sealed_cache, spread, stride))
+    far = replace(pool, sealed_cache=like_in(pool.sealed_cache, spread, stride))
     attention = flash_attention(pool.geometry, torch.bfloat16)
     got, expected = (run(p, query, segments, None, attention) for p in (far, pool))
     assert torch.equal(got, expected)
@@ -210,9 +210,7 @@ def test_a_step_has_the_segments_with_sealed_rows_most_chunks_first():
         assert request == (0 if first < 63 else 1 if first < 253 else 2)
     assert (np.diff(step.segments[:, 3]) <= 0).all()
     sealed = segments.position >= geometry.chunk_size_tokens
-    assert seen == dict(
-        zip(segments.first_query[sealed], step.first_gathered[sealed], strict=True)
-    )
+    assert seen == dict(zip(segments.first_query[sealed], step.first_gathered[sealed], strict=True))
     assert (step.first_gathered[~sealed] == -1).all()
     assert step.num_queries == segments.num_queries[sealed].sum()
     assert step.max_pages == 4 * 3

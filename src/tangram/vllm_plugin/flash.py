@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -36,11 +35,11 @@ def find_flash_attention(
     except ImportError:
         return None
     # Without splits: they would be parts in float32 of all queries, for sequences that are many.
-    attention = partial(
+    attention: PagedAttention = partial(
         flash_attn_varlen_func, causal=False, return_softmax_lse=True, num_splits=1, fa_version=3
     )
     try:
-        difference = _probe(attention, geometry, dtype, device)
+        difference = probe(attention, geometry, dtype, device)
     except RuntimeError as error:
         logger.info("Prefill runs without FlashAttention 3: %s", error)
         return None
@@ -50,17 +49,18 @@ def find_flash_attention(
     return attention
 
 
-def _probe(
-    attention: Any, geometry: Geometry, dtype: torch.dtype, device: torch.device
+def probe(
+    attention: PagedAttention, geometry: Geometry, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Largest difference of two queries' results over a page and a half, in two sequences."""
+    """Largest difference of results and their sums, of two sequences of two pages and one.
+
+    NaN counts as infinitely far off. Raises what `attention` raises.
+    """
     g, scale = geometry, geometry.head_size**-0.5
     P, D = g.page_size_rows, g.head_size
     random = torch.Generator(device).manual_seed(0)
     pages = torch.randn(4, P, 1, 2 * D, generator=random, device=device).to(dtype)
     query = torch.randn(2, g.queries_per_kv_head, D, generator=random, device=device).to(dtype)
-    table = torch.tensor([[2, 0], [3, 1]], dtype=torch.int32, device=device)
-    used = torch.tensor([2 * P, P], dtype=torch.int32, device=device)
     keys, values = pages.split(D, dim=-1)
     out, lse_ln = attention(
         q=query,
@@ -68,20 +68,18 @@ def _probe(
         v=values,
         cu_seqlens_q=torch.arange(3, dtype=torch.int32, device=device),
         max_seqlen_q=1,
-        seqused_k=used,
+        seqused_k=torch.tensor([2 * P, P], dtype=torch.int32, device=device),
         max_seqlen_k=2 * P,
-        block_table=table,
+        block_table=torch.tensor([[2, 0], [3, 1]], dtype=torch.int32, device=device),
         softmax_scale=scale,
         out=torch.empty_like(query),
     )
-    difference = 0.0
+    differences = []
     for index, rows in enumerate((pages[[2, 0]], pages[[3]])):
         key, value = rows.float().flatten(0, 2).split(D, dim=-1)
         scores = query[index].float() @ key.T * scale
-        for got, expected in (
-            (out[index], scores.softmax(dim=-1) @ value),
-            (lse_ln[:, index], scores.logsumexp(dim=-1)),
-        ):
-            # The maximum of a NaN is a NaN, which is no small difference.
-            difference = max(float((got - expected).abs().nan_to_num(torch.inf).max()), difference)
-    return difference
+        differences += [
+            (out[index] - scores.softmax(dim=-1) @ value).abs().max(),
+            (lse_ln[:, index] - scores.logsumexp(dim=-1)).abs().max(),
+        ]
+    return float(torch.stack(differences).nan_to_num(torch.inf).max())

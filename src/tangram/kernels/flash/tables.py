@@ -71,9 +71,7 @@ class SealedStep:
     max_pages: int
 
     @classmethod
-    def make(
-        cls, geometry: Geometry, segments: Segments, device: torch.device | str
-    ) -> SealedStep:
+    def make(cls, geometry: Geometry, segments: Segments, device: torch.device | str) -> SealedStep:
         """The step's, of which at least one segment sees a sealed chunk."""
         g = geometry
         chunks = segments.position // g.chunk_size_tokens

@@ -9,8 +9,8 @@ raw rows of a tile need a mask:
 A head's sealed rows over all chunks are one run of virtual rows, first_row(chunk 0) onwards;
 virtual row v is row v % budget of chunk v // budget.
 
-Where another kernel has attended to the sealed rows before, a tile begins from its result: a mean of
-values, whose sum of exponentials is known, is a running softmax like any other.
+Where another kernel has attended to the sealed rows before, a tile begins from its result: a mean
+of values, whose sum of exponentials is known, is a running softmax like any other.
 
 Table entries are fetched one iteration ahead, so that an iteration's addresses are known when it
 begins and its rows can be fetched asynchronously.
@@ -133,7 +133,7 @@ def _prefill_kernel(
     sealed_rows = tl.maximum(sealed_chunks * budget_pages * PAGE_ROWS - first_row, 0)
     if part_ptr is not None:
         first_gathered = tl.load(tile + 6)
-        is_gathered = (first_gathered >= 0) & (row < num_queries * G)
+        is_gathered = row < tl.where(first_gathered >= 0, num_queries, 0) * G
         gathered = tl.program_id(1).to(tl.int64) * num_gathered + first_gathered + row // G
         part_at = (gathered * G + row % G) * D
         part = part_ptr + part_at[:, None] + element[None, :]
@@ -249,8 +249,12 @@ def prefill_attention(
     assert head_table.is_contiguous() and head_table.shape == (num_kv_heads, len(HEAD_COLUMNS))
     assert head_size in (64, 128, 256) and num_query_heads % num_kv_heads == 0
     blocks = blocks or choose_blocks(head_size, query.element_size())
-    part, part_lse_ln = sealed_part or (None, None)
-    assert sealed_part is None or (part.is_contiguous() and part_lse_ln.is_contiguous())
+    part = part_lse_ln = None
+    num_gathered = 0
+    if sealed_part is not None:
+        part, part_lse_ln = sealed_part
+        num_gathered = len(part) // num_kv_heads
+        assert part.is_contiguous() and part_lse_ln.is_contiguous()
     _prefill_kernel[len(tiles), num_kv_heads](
         query,
         out,
@@ -262,7 +266,7 @@ def prefill_attention(
         recent_table,
         part,
         part_lse_ln,
-        0 if part is None else len(part) // num_kv_heads,
+        num_gathered,
         softmax_scale * LOG2_E.value,
         *query.stride()[:2],
         *out.stride()[:2],
