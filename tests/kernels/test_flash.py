@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,3 +266,43 @@ def test_the_workspace_is_kept_until_it_is_too_small():
     assert workspace.give("pages", torch.int32, 16).data_ptr() != first.data_ptr()
     assert workspace.give("rows", torch.int32, 17).data_ptr() != first.data_ptr()
     assert workspace.give("rows", torch.float32, 1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("worth_it", [True, False])
+def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
+    worth_it, kernel_device, monkeypatch
+):
+    pytest.importorskip("vllm", reason="it is vLLM's worker")
+    from tangram.scorers import get_scorer
+    from tangram.vllm_plugin import device
+
+    case = CASES[0]
+    pool, query, segments = make_step(case, kernel_device, torch.float32)
+    calls = []
+
+    def attention(**arguments):
+        calls.append(len(arguments["q"]))
+        return paged_attention(**arguments)
+
+    pairs = sealed_pairs(pool.geometry, segments)
+    monkeypatch.setattr(device, "MIN_PAIRS", pairs if worth_it else pairs + 1)
+    sms = SimpleNamespace(multi_processor_count=2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sms)
+    kernels = device.DeviceKernels(
+        pool.geometry, get_scorer("key_diff"), torch.device(kernel_device), (), list, attention
+    )
+    # Budgets can be swapped: what attends stays.
+    kernels = kernels.for_layout(pool.geometry)
+    tiles, sealed = kernels.cut(segments)
+    assert (sealed is not None) == worth_it == bool((tiles[:, 6] >= 0).any())
+    out = torch.full_like(query, torch.nan)
+    step = SimpleNamespace(
+        layer=pool.layer, softmax_scale=0.11, query=query, out=out,
+        recent_cache=pool.recent_cache, recent_table=pool.recent_table,
+        sealed=SimpleNamespace(pages=pool.sealed_cache), sealed_table=pool.sealed_table,
+    )  # fmt: skip
+    kernels.attend_prefills(step, tiles, sealed)
+    sees_sealed = segments.position >= pool.geometry.chunk_size_tokens
+    gathered = pool.geometry.num_kv_heads * int(segments.num_queries[sees_sealed].sum())
+    assert calls == ([gathered] if worth_it else [])
+    assert error_of(out, run_reference(pool, query, segments)) < TOLERANCE[torch.float32]

@@ -195,9 +195,10 @@ class DeviceKernels:
             size = table_size(host.num_decodes, self._batch_sizes)
             self._attend_decodes(step, host.num_decodes, batch_size=size)
         if host.tiles is not None:
-            self._attend_prefills(step, host.tiles, host.sealed_step)
+            self.attend_prefills(step, host.tiles, host.sealed_step)
 
-    def _attend_prefills(self, step: LayerStep, tiles: Tensor, sealed: SealedStep | None) -> None:
+    def attend_prefills(self, step: LayerStep, tiles: Tensor, sealed: SealedStep | None) -> None:
+        """Attend the queries of a step's tiles, both as `cut` gave them."""
         part, heads = None, self._heads[step.layer]
         if sealed is not None:
             assert self._flash is not None
