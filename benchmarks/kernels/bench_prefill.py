@@ -1,11 +1,20 @@
 """Prefill attention of a long prompt, in steps, against FlashAttention 3 on the same prompt.
 
-    python benchmarks/kernels/bench_prefill.py --retention FILE --out prefill.jsonl
+    python -m benchmarks.kernels.bench_prefill --retention FILE --out prefill.jsonl
 
-For every chunk size the result is checked against the reference first; then each step runs
-through all layers, alternating with as many calls of FlashAttention 3 (causal, over all tokens so
-far, keys and values contiguous). One JSON line a step, and one for the prompt. `--sweep` tries
-tiles first and goes on with the fastest.
+For every chunk size the results are checked against the reference first; then each step runs
+through all layers, in turn:
+
+- `triton`: one kernel over sealed pages and raw tokens;
+- `with_fa3`: the sealed part by FlashAttention 3, as a server does it above `MIN_PAIRS`; of it
+  `sealed_part` alone, and of that `gather` alone, what is done before FlashAttention is called;
+- `full_fa3`: as many calls of FlashAttention 3, causal, over all tokens so far, keys and values
+  contiguous.
+
+One JSON line a step, and one for the prompt. Then `triton` and `with_fa3` for steps of some sizes
+after some sealed chunks, a line each: where the second begins to pay, `MIN_PAIRS` should be. Both
+are timed as replays of a graph too (`_graph_ms`), because small steps wait for their launches.
+`--sweep` tries tiles first and goes on with the fastest.
 
 Budgets come from a file of retention shares, [samples, layers, KV heads] (mean plus two deviations,
 scaled to the ratio); without one from `exp(N(0, 0.8))` for every head, scaled likewise.
@@ -14,49 +23,41 @@ scaled to the ratio); without one from `exp(N(0, 0.8))` for every head, scaled l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import platform
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from tangram.budgets.grouping import cluster_heads, head_groups, of_groups  # noqa: E402
-from tangram.budgets.threshold import scale_to_total  # noqa: E402
-from tangram.geometry import Geometry, HeadGroups  # noqa: E402
-from tangram.kernels.attend.reference import attend  # noqa: E402
-from tangram.kernels.prefill import (  # noqa: E402
-    Blocks,
-    choose_blocks,
-    make_head_table,
-    make_tiles,
-    prefill_attention,
+from benchmarks.kernels import common  # noqa: E402
+from benchmarks.kernels.prefill_step import (  # noqa: E402
+    DEVICE,
+    DTYPE,
+    FlashAttention,
+    Ours,
+    Step,
+    make_layout,
 )
-from tangram.kernels.segments import Segments, cut_step  # noqa: E402
-from tests.kernels.inputs import (  # noqa: E402
-    TOLERANCE,
-    Pool,
-    fill_step_chunks,
-    make_pool,
-    relative_error,
-)
+from tangram.geometry import Geometry  # noqa: E402
+from tangram.kernels.flash import PagedAttention, fits, sealed_pairs  # noqa: E402
+from tangram.kernels.prefill import Blocks, choose_blocks  # noqa: E402
+from tests.kernels.inputs import TOLERANCE  # noqa: E402
+from tests.kernels.paged_attention import paged_attention  # noqa: E402
 
-DTYPE = torch.bfloat16
-DEVICE = "cuda"
-P, S, W, GROUP = 16, 4, 32, 4
+THRESHOLD_TOKENS = (256, 1024, 8192)
+THRESHOLD_CHUNKS = (1, 4, 16, 64, 128)
 SWEEP = {
     64: [(128, 64, 4, 2), (128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3)],
     128: [
@@ -67,151 +68,9 @@ SWEEP = {
 }  # fmt: skip
 
 
-def retention_groups(args: argparse.Namespace, chunk_size_tokens: int) -> HeadGroups:
-    """Head groups and pages with the spread of the retention file, at the ratio."""
-    if args.retention:
-        share = np.load(args.retention)[args.retention_key].astype(np.float64)
-        demand = np.clip(share.mean(axis=0) + 2 * share.std(axis=0), 1e-6, 1.0)
-    else:
-        spread = np.random.default_rng(args.seed).normal(0, 0.8, (args.layers, args.kv_heads))
-        demand = np.clip(0.2 * np.exp(spread), 1e-6, 1.0)
-    heads = cluster_heads(GROUP, demand)
-    wanted = of_groups(demand, heads).max(axis=-1)
-    most = chunk_size_tokens // P
-    total = round(args.ratio * most * wanted.size)
-    pages = scale_to_total(wanted.reshape(-1), total, 1, most).reshape(wanted.shape)
-    return head_groups(heads, pages)
-
-
-def make_layout(args: argparse.Namespace, chunk_size_tokens: int, head_size: int) -> Geometry:
-    """The cache's layout for a chunk size."""
-    groups = retention_groups(args, chunk_size_tokens)
-    return Geometry(
-        head_groups=groups,
-        num_query_heads=groups.num_kv_heads * args.queries_per_kv_head,
-        head_size=head_size,
-        itemsize_bytes=DTYPE.itemsize,
-        chunk_size_tokens=chunk_size_tokens,
-        window_size_tokens=W,
-        n_sink_tokens=S,
-        page_size_rows=P,
-    )
-
-
-class Step:
-    """One step of the prompt: positions [start, stop), with the cache as the step finds it."""
-
-    def __init__(self, geometry: Geometry, start: int, stop: int, seed: int) -> None:
-        self.geometry, self.count, self.stop = geometry, stop - start, stop
-        self.pool: Pool = make_pool(
-            geometry, [stop], dtype=DTYPE, device=DEVICE, seed=seed, step_tokens=[self.count]
-        )
-        fill_step_chunks(self.pool, [self.count])
-        self.segments, _ = cut_step(geometry, np.array([0, self.count]), np.array([stop]))
-        self.query = self.pool.random(self.count, geometry.num_query_heads, geometry.head_size)
-        self.out = torch.empty_like(self.query)
-        self.scale = geometry.head_size**-0.5
-        self.head_tables = [
-            torch.from_numpy(make_head_table(geometry, layer)).to(DEVICE)
-            for layer in range(geometry.num_layers)
-        ]
-
-    def fill_all_layers(self) -> None:
-        """Values instead of NaN everywhere: attention over NaN need not take as long."""
-        base = self.pool.sealed_cache._base
-        assert base is not None
-        base.normal_(generator=self.pool.generator)
-
-    def tiles(self, blocks: Blocks) -> Tensor:
-        """The tile table on the device."""
-        return torch.from_numpy(make_tiles(self.segments, self.geometry, blocks)).to(DEVICE)
-
-    def run(self, layer: int, tiles: Tensor, blocks: Blocks) -> None:
-        """Attention of one layer."""
-        pool, first = self.pool, self.pool.recent_cache
-        stride = first[0].numel()
-        recent = torch.as_strided(first, first.shape, first.stride(), stride * layer)
-        prefill_attention(
-            self.query,
-            tiles,
-            pool.sealed_cache,
-            pool.sealed_table,
-            recent,
-            pool.recent_table,
-            head_table=self.head_tables[layer],
-            softmax_scale=self.scale,
-            out=self.out,
-            blocks=blocks,
-        )
-
-    def run_all(self, layers: Sequence[int], tiles: Tensor, blocks: Blocks) -> None:
-        """Attention of some layers, one after the other."""
-        for layer in layers:
-            self.run(layer, tiles, blocks)
-
-    def check(self, blocks: Blocks) -> float:
-        """Relative error of layer 0 at the first and last segments; NaN lies around the rows."""
-        self.out.fill_(torch.nan)
-        self.run(0, self.tiles(blocks), blocks)
-        order = np.arange(len(self.segments))
-        some: Segments = self.segments.take(np.unique(np.concatenate([order[:2], order[-2:]])))
-        expected = torch.full_like(self.query, torch.nan, dtype=torch.float32)
-        pool = self.pool
-        attend(
-            self.query, some, pool.sealed_cache, pool.sealed_table, pool.recent_cache,
-            pool.recent_table, geometry=self.geometry, layer=0, softmax_scale=self.scale,
-            out=expected,
-        )  # fmt: skip
-        if self.out.isnan().any():
-            return math.nan
-        rows = ~expected[:, 0, 0].isnan()
-        return relative_error(self.out[rows], expected[rows])
-
-    def flops(self) -> float:
-        """Of the products with keys and values that the queries see, over all layers."""
-        g, position = self.geometry, np.arange(self.stop - self.count, self.stop)
-        C = g.chunk_size_tokens
-        sealed = position // C
-        raw = g.num_layers * g.num_kv_heads * (position + 1 - np.maximum(0, sealed * C - W)).sum()
-        kept = 0
-        for layer, groups in enumerate(g.head_groups.pages):
-            for group in range(len(groups)):
-                rows = sealed * g.budget_rows(layer, group)
-                rows -= (sealed > 0) * g.first_row(layer, group, 0)
-                kept += GROUP * int(rows.sum())
-        return 4.0 * g.head_size * g.queries_per_kv_head * (int(raw) + kept)
-
-
-class FlashAttention:
-    """Causal attention of the same step over all tokens so far."""
-
-    def __init__(self, step: Step) -> None:
-        from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-        g = step.geometry
-        pool = step.pool
-        self.call: Callable[..., Any] = flash_attn_varlen_func
-        self.arguments = dict(
-            q=step.query,
-            k=pool.random(step.stop, g.num_kv_heads, g.head_size),
-            v=pool.random(step.stop, g.num_kv_heads, g.head_size),
-            max_seqlen_q=step.count,
-            cu_seqlens_q=torch.tensor([0, step.count], dtype=torch.int32, device=DEVICE),
-            max_seqlen_k=step.stop,
-            cu_seqlens_k=torch.tensor([0, step.stop], dtype=torch.int32, device=DEVICE),
-            softmax_scale=step.scale,
-            causal=True,
-            out=torch.empty_like(step.query),
-            fa_version=3,
-        )
-        position = np.arange(step.stop - step.count, step.stop)
-        pairs = g.num_layers * g.num_query_heads * int((position + 1).sum())
-        self.flops = 4.0 * g.head_size * pairs
-
-    def run(self, layers: int) -> None:
-        """As many calls."""
-        for _ in range(layers):
-            self.call(**self.arguments)
+def no_attention(**arguments: Any) -> tuple[Tensor, Tensor]:
+    """Stands for FlashAttention where only what comes before it is timed."""
+    return arguments["out"], arguments["out"]
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -237,14 +96,15 @@ def sweep(step: Step, candidates: list[Blocks], layers: list[int]) -> Blocks:
     """The fastest tiles on some layers; prints each one's time."""
     runs = {}
     for blocks in candidates:
-        error, tiles = step.check(blocks), step.tiles(blocks)
+        ours = Ours(step, blocks)
+        error = ours.check()
         if not error < TOLERANCE[DTYPE]:
             print(f"  {blocks}: wrong, relative error {error}")
             continue
-        runs[blocks] = partial(step.run_all, layers, tiles, blocks)
+        runs[blocks] = partial(ours.run, layers)
     step.fill_all_layers()
     times = alternate({str(blocks): run for blocks, run in runs.items()}, 5)
-    flops = step.flops() * len(layers) / step.geometry.num_layers  # about, layers differ
+    flops = sum(step.flops()) * len(layers) / step.geometry.num_layers  # about, layers differ
     best, best_ms = next(iter(runs)), math.inf
     for blocks in runs:
         ms = statistics.median(times[str(blocks)])
@@ -256,61 +116,103 @@ def sweep(step: Step, candidates: list[Blocks], layers: list[int]) -> Blocks:
 
 def compile_one(args: argparse.Namespace, chunk: int, head_size: int, blocks: Blocks) -> None:
     """Fill Triton's cache, in a process of its own."""
-    step = Step(make_layout(args, chunk, head_size), 0, 16, 0)
-    step.run(0, step.tiles(blocks), blocks)
+    step = Step(make_layout(args, chunk, head_size), chunk, chunk + 16, 0)
+    for attention in (None, paged_attention):
+        Ours(step, blocks, attention).layer(0)
     torch.cuda.synchronize()
 
 
-def measure(args: argparse.Namespace, geometry: Geometry, blocks: Blocks) -> Iterator[dict]:
+def checked(step: Step, blocks: Blocks, attention: PagedAttention | None) -> tuple[Ours, float]:
+    """One side with its relative error; exits where that is too large."""
+    ours = Ours(step, blocks, attention)
+    error = ours.check()
+    if not error < TOLERANCE[DTYPE]:
+        side = "triton" if attention is None else "with_fa3"
+        raise SystemExit(f"{side} is wrong at step {step.stop - step.count}: {error}")
+    return ours, error
+
+
+def measure(
+    args: argparse.Namespace, geometry: Geometry, blocks: Blocks, attention: PagedAttention | None
+) -> Iterator[dict]:
     """One record a step, and one for the prompt."""
     total: dict[str, float] = {}
+    layers = range(geometry.num_layers)
     for start in range(0, args.tokens, args.step):
         step = Step(geometry, start, min(start + args.step, args.tokens), args.seed)
-        error = step.check(blocks)
-        if not error < TOLERANCE[DTYPE]:
-            raise SystemExit(f"wrong at step {start}: relative error {error}")
-        step.fill_all_layers()
-        tiles, layers = step.tiles(blocks), range(geometry.num_layers)
-        runs = {"ours": partial(step.run_all, layers, tiles, blocks)}
-        flops = {"ours": step.flops()}
-        if not args.no_flash:
-            flash = FlashAttention(step)
-            runs["flash"] = partial(flash.run, geometry.num_layers)
-            flops["flash"] = flash.flops
-        times = alternate(runs, args.repeats)
+        kept, raw = step.flops()
+        triton, error = checked(step, blocks, None)
         record: dict[str, Any] = {"start": start, "stop": step.stop, "relative_error": error}
-        for name, values in times.items():
-            record[f"{name}_ms"] = statistics.median(values)
+        runs: dict[str, Callable[[], object]] = {"triton": partial(triton.run, layers)}
+        flops = {"triton": kept + raw}
+        if attention is not None:
+            both, record["relative_error_with_fa3"] = checked(step, blocks, attention)
+            full = FlashAttention(step)
+            runs["with_fa3"] = partial(both.run, layers)
+            if both.sealed is not None:
+                runs["sealed_part"] = partial(both.run_sealed, layers, attention)
+                runs["gather"] = partial(both.run_sealed, layers, no_attention)
+            runs["full_fa3"] = partial(full.run, geometry.num_layers)
+            flops |= {"with_fa3": kept + raw, "sealed_part": kept, "full_fa3": full.flops}
+        step.fill_all_layers()
+        for name, values in alternate(runs, args.repeats).items():
+            ms = record[f"{name}_ms"] = statistics.median(values)
             record[f"{name}_spread_ms"] = max(values) - min(values)
-            record[f"{name}_tflops"] = flops[name] / record[f"{name}_ms"] / 1e9
-            total[f"{name}_ms"] = total.get(f"{name}_ms", 0) + record[f"{name}_ms"]
-            total[f"{name}_flop"] = total.get(f"{name}_flop", 0) + flops[name]
+            total[f"{name}_ms"] = total.get(f"{name}_ms", 0) + ms
+            if name in flops:
+                record[f"{name}_tflops"] = flops[name] / ms / 1e9
+                total[f"{name}_flop"] = total.get(f"{name}_flop", 0) + flops[name]
         yield record
-    for name in ("ours", "flash"):
+    for name in ("triton", "with_fa3", "sealed_part", "full_fa3"):
         if f"{name}_ms" in total:
             total[f"{name}_tflops"] = total[f"{name}_flop"] / total[f"{name}_ms"] / 1e9
-    if "flash_ms" in total:
-        total["time_over_flash"] = total["ours_ms"] / total["flash_ms"]
+    if "full_fa3_ms" in total:
+        for name in ("triton", "with_fa3"):
+            total[f"{name}_over_full_fa3"] = total[f"{name}_ms"] / total["full_fa3_ms"]
     yield {"start": 0, "stop": args.tokens, **total}
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """What a figure depends on."""
-    import triton
+def threshold(
+    args: argparse.Namespace, geometry: Geometry, blocks: Blocks, attention: PagedAttention
+) -> Iterator[dict]:
+    """One record a step of some size after some sealed chunks: both ways' times."""
+    layers = range(geometry.num_layers)
+    for tokens in THRESHOLD_TOKENS:
+        for chunks in THRESHOLD_CHUNKS:
+            start = chunks * geometry.chunk_size_tokens
+            step = Step(geometry, start, start + tokens, args.seed)
+            sides = {
+                name: checked(step, blocks, side)[0]
+                for name, side in (("triton", None), ("with_fa3", attention))
+            }
+            step.fill_all_layers()
+            runs = {name: partial(side.run, layers) for name, side in sides.items()}
+            record: dict[str, Any] = {
+                "threshold_tokens": tokens,
+                "sealed_chunks": chunks,
+                "pairs": sealed_pairs(geometry, step.segments),
+            }
+            for name, values in alternate(runs, 3).items():
+                record[f"{name}_ms"] = statistics.median(values)
+            for name, run in runs.items():
+                timing = common.time_graph(run, replays=3, warmup=1)
+                record[f"{name}_graph_ms"] = timing.median_ms
+            for kind in ("ms", "graph_ms"):
+                record[f"ratio_{kind}"] = record[f"with_fa3_{kind}"] / record[f"triton_{kind}"]
+            yield record
 
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "benchmark": "prefill",
-        "device": torch.cuda.get_device_name(),
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "command": " ".join(sys.argv),
-        "seed": args.seed,
-    }
+
+def find_attention(args: argparse.Namespace, geometry: Geometry) -> PagedAttention | None:
+    """FlashAttention 3 as a server finds it; exits where it is asked for and not there."""
+    if args.no_flash:
+        return None
+    from tangram.vllm_plugin.flash import find_flash_attention
+
+    assert fits(geometry)
+    found = find_flash_attention(geometry, DTYPE, torch.device(DEVICE))
+    if found is None:
+        raise SystemExit("vLLM has no FlashAttention 3 that is right here: give --no-flash")
+    return found
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -330,7 +232,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sweep", action="store_true", help="try tiles, go on with the fastest")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3")
-    parser.add_argument("--out", help="file that the JSON lines are added to")
+    parser.add_argument("--no-threshold", action="store_true", help="without the small steps")
+    parser.add_argument("--out", type=Path, help="file that the JSON lines are added to")
     return parser.parse_args()
 
 
@@ -356,9 +259,11 @@ def main() -> None:
             elif job.exception() and blocks in tried[size]:  # too large for the device, say
                 print(f"  {blocks}: {job.exception()!r:.200}")
                 tried[size].remove(blocks)
-    about = environment(args)
+    about = {"benchmark": "prefill", **common.provenance(args.seed)}
+    common.warm_up()
     for chunk, size in cases:
         geometry = make_layout(args, chunk, size)
+        attention = find_attention(args, geometry)
         blocks = tried[size][0]
         if args.sweep:
             print(f"head size {size}, chunks of {chunk}:")
@@ -366,14 +271,12 @@ def main() -> None:
             last = geometry.num_layers - 1
             blocks = sweep(step, tried[size], sorted({0, last // 3, 2 * last // 3, last}))
             del step
-        for record in measure(args, geometry, blocks):
-            line = {
-                **about, "head_size": size, "chunk_size_tokens": chunk, "ratio": args.ratio,
-                "blocks": vars(blocks), **record,
-            }  # fmt: skip
-            if args.out:
-                with open(args.out, "a") as file:
-                    file.write(json.dumps(line) + "\n")
+        records = [measure(args, geometry, blocks, attention)]
+        if attention is not None and chunk == args.chunk_sizes[0] and not args.no_threshold:
+            records.append(threshold(args, geometry, blocks, attention))
+        case = {"head_size": size, "chunk_size_tokens": chunk, "ratio": args.ratio}
+        for record in itertools.chain(*records):
+            common.write_line(args.out, {**about, **case, "blocks": vars(blocks), **record})
             shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
             print(f"D={size} C={chunk} {json.dumps(shown)}", flush=True)
 

@@ -27,10 +27,11 @@ import torch
 import triton
 import triton.language as tl
 
+from tangram.kernels.prefill import Blocks
 from tangram.kernels.seal_decode import KERNEL_SCORERS
 from tangram.scorers import get_scorer
-from tests.kernels import test_decode, test_prefill, test_seal_decode, test_store
-from tests.kernels.inputs import make_geometry
+from tests.kernels import test_decode, test_flash, test_prefill, test_seal_decode, test_store
+from tests.kernels.inputs import TOLERANCE, make_geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 ERROR_CODE = 99
@@ -89,6 +90,7 @@ def cases(which: str) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"store, {name}", lambda shape=shape: _store(shape)
         yield f"decode, {name}", lambda shape=shape: _decode(shape)
         yield f"prefill, {name}", lambda shape=shape: _prefill(shape)
+        yield f"gather, {name}", lambda shape=shape: _gather(shape)
         for scorer in KERNEL_SCORERS:
             yield f"seal {scorer}, {name}", lambda shape=shape, scorer=scorer: _seal(shape, scorer)
 
@@ -113,14 +115,24 @@ def _decode(shape: Shape) -> None:
 
 
 def _prefill(shape: Shape) -> None:
+    case, blocks = _prefill_case(shape)
+    assert test_prefill.is_close(case, _device(), shape.dtype, blocks)
+
+
+def _gather(shape: Shape) -> None:
+    """FlashAttention's part in torch: its kernel is not ours to look at."""
+    case, blocks = _prefill_case(shape)
+    assert test_flash.error(case, _device(), shape.dtype, blocks) < TOLERANCE[shape.dtype]
+
+
+def _prefill_case(shape: Shape) -> tuple[test_prefill.Case, Blocks | None]:
     sizes = _sizes(shape)
-    dtype = sizes.pop("dtype")
+    del sizes["dtype"]
     case = test_prefill.Case(
         "of two steps", [111, 195], [63, 4], pages=[[2, 3]], layer=0,
         layout={"num_kv_heads": 2, **sizes},
     )  # fmt: skip
-    blocks = None if torch.cuda.is_available() else test_prefill.SMALL
-    assert test_prefill.is_close(case, _device(), dtype, blocks)
+    return case, None if torch.cuda.is_available() else test_prefill.SMALL
 
 
 def _seal(shape: Shape, scorer: str) -> None:

@@ -165,8 +165,8 @@ def test_blocks_far_apart_are_found():
     spread = wide.as_strided(base.shape, (stride, 1)).copy_(base)
     far = replace(
         pool,
-        sealed_cache=_like(pool.sealed_cache, spread, stride),
-        recent_cache=_like(pool.recent_cache, spread, stride),
+        sealed_cache=like_in(pool.sealed_cache, spread, stride),
+        recent_cache=like_in(pool.recent_cache, spread, stride),
     )
     segments, _ = cut_step(geometry, np.array([0, 4]), np.array([900]))
     query = pool.random(4, geometry.num_query_heads, geometry.head_size)
@@ -175,7 +175,7 @@ def test_blocks_far_apart_are_found():
     )
 
 
-def _like(view: Tensor, base: Tensor, block_stride: int) -> Tensor:
+def like_in(view: Tensor, base: Tensor, block_stride: int) -> Tensor:
     """What `view` shows of its pool, of a pool with another block stride."""
     return torch.as_strided(
         base, view.shape, (block_stride, *view.stride()[1:]), view.storage_offset()
@@ -205,7 +205,8 @@ def test_tiles_hold_every_query_once_and_the_heaviest_come_first(per_head):
     tiles = make_tiles(segments, geometry, SMALL)
     C, W = geometry.chunk_size_tokens, geometry.window_size_tokens
     seen = []
-    for request, first, count, position, sealed, raw_start in tiles.tolist():
+    for request, first, count, position, sealed, raw_start, gathered in tiles.tolist():
+        assert gathered == -1
         assert 1 <= count <= 32 // per_head
         assert sealed == position // C == (position + count - 1) // C
         assert raw_start == max(0, sealed * C - W)

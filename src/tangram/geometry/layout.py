@@ -257,6 +257,11 @@ class Geometry:
     # -- blocks ------------------------------------------------------------------------------
 
     @property
+    def head_page_bytes(self) -> int:
+        """Bytes of one head's part of a page, P rows side by side."""
+        return self.page_size_rows * self.row_bytes
+
+    @property
     def sealed_block_bytes(self) -> int:
         """Bytes of one sealed chunk of all layers."""
         return self.rows_per_block * self.row_bytes

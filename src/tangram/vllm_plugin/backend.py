@@ -130,7 +130,7 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
             counts = query_start[1:] - query_start[:-1]
             host.num_decodes = int(np.cumprod(counts == 1).sum())
             rest = segments.take(np.flatnonzero(segments.request >= host.num_decodes))
-            host.tiles = self._sealed.kernels.tiles(rest)
+            host.tiles, host.sealed_step = self._sealed.kernels.cut(rest)
         return host
 
 

@@ -21,6 +21,14 @@ from tangram.kernels.decode import (
     decode_attention,
     make_split_map,
 )
+from tangram.kernels.flash import (
+    MIN_PAIRS,
+    PagedAttention,
+    SealedStep,
+    SealedWorkspace,
+    attend_sealed,
+    sealed_pairs,
+)
 from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
 from tangram.kernels.seal_decode import (
     MAX_CHUNK_TOKENS,
@@ -59,6 +67,7 @@ class DeviceKernels:
         batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
             The leading decodes of a step with prefill take those of the next larger size.
         recent_caches: gives the recent cache of every layer, once they are bound.
+        flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class DeviceKernels:
         device: torch.device,
         batch_sizes: Iterable[int],
         recent_caches: Callable[[], list[Tensor]],
+        flash: PagedAttention | None = None,
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
         self._kernel_size = scorer.parameters().get("kernel_size", 5)
@@ -84,6 +94,7 @@ class DeviceKernels:
             for layer in range(geometry.num_layers)
         ]
         self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+        self._flash, self._flash_workspace = flash, SealedWorkspace(device)
         made = [
             self._decode_tables(layer, size)
             for size in self._batch_sizes
@@ -95,7 +106,7 @@ class DeviceKernels:
     def for_layout(self, geometry: Geometry) -> DeviceKernels:
         """The same kernels with the tables of another layout, on the same caches."""
         return DeviceKernels(
-            geometry, self.scorer, self.device, self._batch_sizes, self._recent_caches
+            geometry, self.scorer, self.device, self._batch_sizes, self._recent_caches, self._flash
         )
 
     def forget_caches(self) -> None:
@@ -135,10 +146,18 @@ class DeviceKernels:
             self._decode[layer, batch_size] = tables
         return self._decode[layer, batch_size]
 
-    def tiles(self, segments: Segments) -> Tensor:
-        """The tiles of a step's segments, on the device; the same for all layers."""
-        tiles = make_tiles(segments, self.geometry, self._blocks)
-        return torch.from_numpy(tiles).to(self.device, non_blocking=True)
+    def cut(self, segments: Segments) -> tuple[Tensor, SealedStep | None]:
+        """A step's segments on the device, the same for all layers.
+
+        Returns:
+            The tiles, and what FlashAttention takes of them where that is worth it.
+        """
+        sealed = None
+        if self._flash is not None and sealed_pairs(self.geometry, segments) >= MIN_PAIRS:
+            sealed = SealedStep.make(self.geometry, segments, self.device)
+        gathered = None if sealed is None else sealed.first_gathered
+        tiles = make_tiles(segments, self.geometry, self._blocks, gathered)
+        return torch.from_numpy(tiles).to(self.device, non_blocking=True), sealed
 
     def run(self, step: LayerStep) -> None:
         """Store the step's rows, seal what they complete, attend."""
@@ -176,18 +195,36 @@ class DeviceKernels:
             size = table_size(host.num_decodes, self._batch_sizes)
             self._attend_decodes(step, host.num_decodes, batch_size=size)
         if host.tiles is not None:
-            prefill_attention(
+            self.attend_prefills(step, host.tiles, host.sealed_step)
+
+    def attend_prefills(self, step: LayerStep, tiles: Tensor, sealed: SealedStep | None) -> None:
+        """Attend the queries of a step's tiles, both as `cut` gave them."""
+        part, heads = None, self._heads[step.layer]
+        if sealed is not None:
+            assert self._flash is not None
+            part = attend_sealed(
                 step.query,
-                host.tiles,
+                sealed,
                 step.sealed.pages,
                 step.sealed_table,
-                step.recent_cache,
-                step.recent_table,
-                head_table=self._heads[step.layer],
+                head_table=heads,
                 softmax_scale=step.softmax_scale,
-                out=step.out,
-                blocks=self._blocks,
+                attention=self._flash,
+                workspace=self._flash_workspace,
             )
+        prefill_attention(
+            step.query,
+            tiles,
+            step.sealed.pages,
+            step.sealed_table,
+            step.recent_cache,
+            step.recent_table,
+            head_table=heads,
+            softmax_scale=step.softmax_scale,
+            out=step.out,
+            blocks=self._blocks,
+            sealed_part=part,
+        )
 
     def _seal(self, step: LayerStep, tables: SealTables, query: Tensor | None) -> None:
         seal_decode(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from tangram.kernels.flash import SealedStep
 from tangram.kernels.segments import SealingChunks, Segments
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class HostStep:
         num_decodes: requests at the front of the batch that compute one token; for kernels.
         sampled: the one of them whose scores are compared with the profile, if any.
         tiles: [tiles, columns] int32 on the device, of the other requests' queries; for kernels.
+        sealed_step: those of them whose sealed rows FlashAttention takes, if any.
     """
 
     query_start: np.ndarray
@@ -35,6 +37,7 @@ class HostStep:
     num_decodes: int = 0
     sampled: SealingChunks | None = None
     tiles: Tensor | None = None
+    sealed_step: SealedStep | None = None
 
 
 @dataclass

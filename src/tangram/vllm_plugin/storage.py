@@ -23,6 +23,7 @@ from tangram.vllm_plugin.cache_groups import QueryRingSpec, SealedSpec
 from tangram.vllm_plugin.device import DeviceKernels, has_kernels
 from tangram.vllm_plugin.drift import DriftMonitor, DriftReference
 from tangram.vllm_plugin.drift_board import DriftBoard, board_path, engine_name
+from tangram.vllm_plugin.flash import find_flash_attention
 from tangram.vllm_plugin.plan import CompressionPlan
 
 # vLLM wants exactly one integer in the name of a layer that has a cache.
@@ -98,6 +99,7 @@ class SealedCache(_SharedCache):
             device,
             vllm_config.compilation_config.cudagraph_capture_sizes or (),
             recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
+            flash=find_flash_attention(self.geometry, self.dtype, device),
         )
 
     def replace_budgets(self, head_groups: HeadGroups) -> None:

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from tangram.kernels.prefill.tables import Blocks, choose_blocks, make_head_table, make_tiles
+
+if TYPE_CHECKING:
+    from tangram.kernels.flash import SealedPart
 
 __all__ = ["Blocks", "choose_blocks", "make_head_table", "make_tiles", "prefill_attention"]
 
@@ -24,6 +29,7 @@ def prefill_attention(
     softmax_scale: float,
     out: Tensor,
     blocks: Blocks | None = None,
+    sealed_part: SealedPart | None = None,
 ) -> None:
     """See `tangram.kernels.prefill.kernel.prefill_attention`; imports Triton when first used."""
     from tangram.kernels.prefill import kernel
@@ -39,4 +45,5 @@ def prefill_attention(
         softmax_scale=softmax_scale,
         out=out,
         blocks=blocks,
+        sealed_part=sealed_part,
     )

@@ -9,6 +9,9 @@ raw rows of a tile need a mask:
 A head's sealed rows over all chunks are one run of virtual rows, first_row(chunk 0) onwards;
 virtual row v is row v % budget of chunk v // budget.
 
+Where another kernel has attended to the sealed rows before, a tile begins from its result: a mean
+of values, whose sum of exponentials is known, is a running softmax like any other.
+
 Table entries are fetched one iteration ahead, so that an iteration's addresses are known when it
 begins and its rows can be fetched asynchronously.
 """
@@ -17,6 +20,8 @@ begins and its rows can be fetched asynchronously.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +29,10 @@ from torch import Tensor
 
 from tangram.kernels.prefill.tables import HEAD_COLUMNS, TILE_COLUMNS, Blocks, choose_blocks
 
-LOG2_E = 1.4426950408889634
+if TYPE_CHECKING:
+    from tangram.kernels.flash import SealedPart
+
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -54,7 +62,7 @@ def _update(q, rows_ptr, in_reach, mixed, peak, total, sees, scale_log2):
     return mixed, new_peak, total
 
 
-@triton.jit(do_not_specialize=["stride_sealed_request", "stride_recent_request"])
+@triton.jit(do_not_specialize=["num_gathered", "stride_sealed_request", "stride_recent_request"])
 def _prefill_kernel(
     query_ptr,  # [tokens, query_heads, D]
     out_ptr,  # [tokens, query_heads, D]
@@ -64,6 +72,9 @@ def _prefill_kernel(
     sealed_table_ptr,  # [requests, chunks] int32
     recent_ptr,  # [blocks, kv_heads, BLOCK_TOKENS, 2 * D]
     recent_table_ptr,  # [requests, blocks] int32
+    part_ptr,  # [kv_heads, num_gathered, G, D], attention to sealed rows; None without
+    part_lse_ln_ptr,  # [G, kv_heads, num_gathered] float32
+    num_gathered,
     scale_log2,
     stride_query_token,
     stride_query_head,
@@ -119,8 +130,21 @@ def _prefill_kernel(
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
 
-    # Sealed rows, whole blocks.
     sealed_rows = tl.maximum(sealed_chunks * budget_pages * PAGE_ROWS - first_row, 0)
+    if part_ptr is not None:
+        first_gathered = tl.load(tile + 6)
+        is_gathered = row < tl.where(first_gathered >= 0, num_queries, 0) * G
+        gathered = tl.program_id(1).to(tl.int64) * num_gathered + first_gathered + row // G
+        part_at = (gathered * G + row % G) * D
+        part = part_ptr + part_at[:, None] + element[None, :]
+        mixed = tl.load(part, mask=is_gathered[:, None], other=0.0).to(tl.float32)
+        lse_at = row % G * tl.num_programs(1).to(tl.int64) * num_gathered + gathered
+        lse_ln = tl.load(part_lse_ln_ptr + lse_at, mask=is_gathered, other=float("-inf"))
+        peak = lse_ln * LOG2_E
+        total = tl.where(is_gathered, 1.0, 0.0)
+        sealed_rows = tl.where(first_gathered >= 0, 0, sealed_rows)
+
+    # Sealed rows, whole blocks.
     virtual = first_row + key
     chunk = _chunk_of(virtual, divisor, PAGE_ROWS)
     block = tl.load(sealed_table_ptr + chunk, mask=chunk < sealed_chunks, other=0)
@@ -194,22 +218,25 @@ def prefill_attention(
     softmax_scale: float,
     out: Tensor,
     blocks: Blocks | None = None,
+    sealed_part: SealedPart | None = None,
 ) -> None:
     """Attend the queries of all tiles to their sealed rows and raw tokens, and write `out`.
 
     Args:
         query: [tokens, query_heads, head_size], after RoPE; head size 64, 128 or 256.
-        tiles: [tiles, 6] int32 on the device, from `make_tiles` with the same `blocks`; the same
+        tiles: [tiles, 7] int32 on the device, from `make_tiles` with the same `blocks`; the same
             for all layers of a step.
         sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size], rows [K | V], any strides
             but the last.
         sealed_table: [requests, chunks] int32, block of every sealed chunk.
         recent_cache: [blocks, kv_heads, R, 2 * head_size], any strides but the last.
         recent_table: [requests, blocks] int32, block of positions [i * R, (i + 1) * R).
-        head_table: [kv_heads, 5] int32 on the device, from `make_head_table`.
+        head_table: [kv_heads, 6] int32 on the device, from `make_head_table`.
         softmax_scale: factor on query times key; above 0.
         out: [tokens, query_heads, head_size], written at the tiles' tokens only.
         blocks: the tiles' sizes; `choose_blocks` picks them when absent.
+        sealed_part: from `attend_sealed`, of the `SealedStep` that the tiles were made with;
+            without it every tile attends to its sealed rows here.
     """
     if not len(tiles):
         return
@@ -222,6 +249,12 @@ def prefill_attention(
     assert head_table.is_contiguous() and head_table.shape == (num_kv_heads, len(HEAD_COLUMNS))
     assert head_size in (64, 128, 256) and num_query_heads % num_kv_heads == 0
     blocks = blocks or choose_blocks(head_size, query.element_size())
+    part = part_lse_ln = None
+    num_gathered = 0
+    if sealed_part is not None:
+        part, part_lse_ln = sealed_part
+        num_gathered = len(part) // num_kv_heads
+        assert part.is_contiguous() and part_lse_ln.is_contiguous()
     _prefill_kernel[len(tiles), num_kv_heads](
         query,
         out,
@@ -231,7 +264,10 @@ def prefill_attention(
         sealed_table,
         recent_cache,
         recent_table,
-        softmax_scale * LOG2_E,
+        part,
+        part_lse_ln,
+        num_gathered,
+        softmax_scale * LOG2_E.value,
         *query.stride()[:2],
         *out.stride()[:2],
         *sealed_cache.stride()[:4],

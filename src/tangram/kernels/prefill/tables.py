@@ -13,7 +13,10 @@ import numpy as np
 from tangram.geometry import Geometry
 from tangram.kernels.segments import Segments
 
-TILE_COLUMNS = ("request", "first_query", "num_queries", "position", "sealed_chunks", "raw_start")
+TILE_COLUMNS = (
+    "request", "first_query", "num_queries", "position", "sealed_chunks", "raw_start",
+    "first_gathered",
+)  # fmt: skip
 HEAD_COLUMNS = ("kv_head", "first_page", "budget_pages", "member", "first_row", "divisor")
 
 
@@ -50,18 +53,26 @@ def choose_blocks(head_size: int, itemsize_bytes: int) -> Blocks:
     return Blocks(query_rows=128, key_rows=64, warps=8 if head_size > 64 else 4, stages=3)
 
 
-def make_tiles(segments: Segments, geometry: Geometry, blocks: Blocks) -> np.ndarray:
+def make_tiles(
+    segments: Segments,
+    geometry: Geometry,
+    blocks: Blocks,
+    first_gathered: np.ndarray | None = None,
+) -> np.ndarray:
     """Cut every segment into tiles of queries; a tile with more rows to see comes first.
 
     Args:
         segments: the step, cut at multiples of C.
         geometry: the layout.
         blocks: the tiles' sizes, the same as the kernel's.
+        first_gathered: [segments], of a `SealedStep`, where another kernel attends to the sealed
+            rows first.
 
     Returns:
-        [tiles, 6] int32: row of the batch, index of the first query in the step's flat order,
-        number of queries, position of the first query, sealed chunks that all of them see, and
-        the first raw position that they see.
+        [tiles, 7] int32: row of the batch, index of the first query in the step's flat order,
+        number of queries, position of the first query, sealed chunks that all of them see,
+        the first raw position that they see, and the first query's index among a head's gathered
+        ones; -1 where the tile has its sealed rows still to see.
     """
     per_tile = blocks.queries_per_tile(geometry.queries_per_kv_head)
     C = geometry.chunk_size_tokens
@@ -76,8 +87,13 @@ def make_tiles(segments: Segments, geometry: Geometry, blocks: Blocks) -> np.nda
     tiles[:, 2] = np.minimum(segments.num_queries[owner] - skipped, per_tile)
     tiles[:, 3] = position
     tiles[:, 4] = sealed
-    tiles[:, 5] = np.maximum(0, sealed * C - geometry.window_size_tokens)
-    return tiles[np.lexsort((-position, -sealed))]
+    raw_start = np.maximum(0, sealed * C - geometry.window_size_tokens)
+    tiles[:, 5] = raw_start
+    gathered = np.full(len(owner), -1) if first_gathered is None else first_gathered[owner]
+    is_gathered = gathered >= 0
+    tiles[:, 6] = np.where(is_gathered, gathered + skipped, -1)
+    to_see = position - np.where(is_gathered, raw_start, 0)
+    return tiles[np.argsort(-to_see, kind="stable")]
 
 
 def make_head_table(geometry: Geometry, layer: int) -> np.ndarray:

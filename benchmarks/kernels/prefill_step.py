@@ -1,0 +1,216 @@
+"""What the prefill benchmark runs: a step of a long prompt, our ways through it, and the yardstick.
+
+Everything is on the GPU, in bfloat16, with the pool that kernel tests use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tangram.budgets.grouping import cluster_heads, head_groups, of_groups
+from tangram.budgets.threshold import scale_to_total
+from tangram.geometry import Geometry, HeadGroups
+from tangram.kernels.attend.reference import attend
+from tangram.kernels.flash import (
+    PagedAttention,
+    SealedPart,
+    SealedStep,
+    SealedWorkspace,
+    attend_sealed,
+)
+from tangram.kernels.prefill import Blocks, make_head_table, make_tiles, prefill_attention
+from tangram.kernels.segments import Segments, cut_step
+from tests.kernels.inputs import Pool, fill_step_chunks, make_pool, relative_error
+
+DTYPE = torch.bfloat16
+DEVICE = "cuda"
+P, S, W, GROUP = 16, 4, 32, 4
+WORKSPACE = SealedWorkspace(DEVICE)
+
+
+def retention_groups(args: argparse.Namespace, chunk_size_tokens: int) -> HeadGroups:
+    """Head groups and pages with the spread of the retention file, at the ratio."""
+    if args.retention:
+        share = np.load(args.retention)[args.retention_key].astype(np.float64)
+        demand = np.clip(share.mean(axis=0) + 2 * share.std(axis=0), 1e-6, 1.0)
+    else:
+        spread = np.random.default_rng(args.seed).normal(0, 0.8, (args.layers, args.kv_heads))
+        demand = np.clip(0.2 * np.exp(spread), 1e-6, 1.0)
+    heads = cluster_heads(GROUP, demand)
+    wanted = of_groups(demand, heads).max(axis=-1)
+    most = chunk_size_tokens // P
+    total = round(args.ratio * most * wanted.size)
+    pages = scale_to_total(wanted.reshape(-1), total, 1, most).reshape(wanted.shape)
+    return head_groups(heads, pages)
+
+
+def make_layout(args: argparse.Namespace, chunk_size_tokens: int, head_size: int) -> Geometry:
+    """The cache's layout for a chunk size."""
+    groups = retention_groups(args, chunk_size_tokens)
+    return Geometry(
+        head_groups=groups,
+        num_query_heads=groups.num_kv_heads * args.queries_per_kv_head,
+        head_size=head_size,
+        itemsize_bytes=DTYPE.itemsize,
+        chunk_size_tokens=chunk_size_tokens,
+        window_size_tokens=W,
+        n_sink_tokens=S,
+        page_size_rows=P,
+    )
+
+
+class Step:
+    """One step of the prompt: positions [start, stop), with the cache as the step finds it."""
+
+    def __init__(self, geometry: Geometry, start: int, stop: int, seed: int) -> None:
+        self.geometry, self.count, self.stop = geometry, stop - start, stop
+        self.pool: Pool = make_pool(
+            geometry, [stop], dtype=DTYPE, device=DEVICE, seed=seed, step_tokens=[self.count]
+        )
+        fill_step_chunks(self.pool, [self.count])
+        self.segments, _ = cut_step(geometry, np.array([0, self.count]), np.array([stop]))
+        self.query = self.pool.random(self.count, geometry.num_query_heads, geometry.head_size)
+        self.out = torch.empty_like(self.query)
+        self.scale = geometry.head_size**-0.5
+        self.head_tables = [
+            torch.from_numpy(make_head_table(geometry, layer)).to(DEVICE)
+            for layer in range(geometry.num_layers)
+        ]
+
+    def fill_all_layers(self) -> None:
+        """Values instead of NaN everywhere: attention over NaN need not take as long."""
+        base = self.pool.sealed_cache._base
+        assert base is not None
+        base.normal_(generator=self.pool.generator)
+
+    def flops(self) -> tuple[float, float]:
+        """Of the products with sealed rows, and with raw ones, that the queries see; all layers."""
+        g, position = self.geometry, np.arange(self.stop - self.count, self.stop)
+        C = g.chunk_size_tokens
+        sealed = position // C
+        raw = g.num_layers * g.num_kv_heads * (position + 1 - np.maximum(0, sealed * C - W)).sum()
+        kept = 0
+        for layer, groups in enumerate(g.head_groups.pages):
+            for group in range(len(groups)):
+                rows = sealed * g.budget_rows(layer, group)
+                rows -= (sealed > 0) * g.first_row(layer, group, 0)
+                kept += GROUP * int(rows.sum())
+        per_row = 4.0 * g.head_size * g.queries_per_kv_head
+        return per_row * kept, per_row * int(raw)
+
+
+class Ours:
+    """Attention of a step, its sealed part by `attention` where there is one."""
+
+    def __init__(self, step: Step, blocks: Blocks, attention: PagedAttention | None = None) -> None:
+        g = step.geometry
+        self.step, self.blocks, self.attention = step, blocks, attention
+        self.sealed: SealedStep | None = None
+        if attention is not None and step.stop > g.chunk_size_tokens:
+            self.sealed = SealedStep.make(g, step.segments, DEVICE)
+        gathered = None if self.sealed is None else self.sealed.first_gathered
+        tiles = make_tiles(step.segments, g, blocks, gathered)
+        self.tiles = torch.from_numpy(tiles).to(DEVICE)
+
+    def sealed_part(self, layer: int, attention: PagedAttention) -> SealedPart:
+        """The sealed part of one layer."""
+        assert self.sealed is not None
+        step = self.step
+        return attend_sealed(
+            step.query,
+            self.sealed,
+            step.pool.sealed_cache,
+            step.pool.sealed_table,
+            head_table=step.head_tables[layer],
+            softmax_scale=step.scale,
+            attention=attention,
+            workspace=WORKSPACE,
+        )
+
+    def layer(self, layer: int) -> None:
+        """Attention of one layer."""
+        step, part = self.step, None
+        if self.sealed is not None and self.attention is not None:
+            part = self.sealed_part(layer, self.attention)
+        first = step.pool.recent_cache
+        stride = first[0].numel()
+        recent = torch.as_strided(first, first.shape, first.stride(), stride * layer)
+        prefill_attention(
+            step.query,
+            self.tiles,
+            step.pool.sealed_cache,
+            step.pool.sealed_table,
+            recent,
+            step.pool.recent_table,
+            head_table=step.head_tables[layer],
+            softmax_scale=step.scale,
+            out=step.out,
+            blocks=self.blocks,
+            sealed_part=part,
+        )
+
+    def run(self, layers: Sequence[int]) -> None:
+        """Attention of some layers, one after the other."""
+        for layer in layers:
+            self.layer(layer)
+
+    def run_sealed(self, layers: Sequence[int], attention: PagedAttention) -> None:
+        """The sealed part of some layers."""
+        for layer in layers:
+            self.sealed_part(layer, attention)
+
+    def check(self) -> float:
+        """Relative error of layer 0 at the first and last segments; NaN lies around the rows."""
+        step, pool = self.step, self.step.pool
+        step.out.fill_(torch.nan)
+        self.layer(0)
+        order = np.arange(len(step.segments))
+        some: Segments = step.segments.take(np.unique(np.concatenate([order[:2], order[-2:]])))
+        expected = torch.full_like(step.query, torch.nan, dtype=torch.float32)
+        attend(
+            step.query, some, pool.sealed_cache, pool.sealed_table, pool.recent_cache,
+            pool.recent_table, geometry=step.geometry, layer=0, softmax_scale=step.scale,
+            out=expected,
+        )  # fmt: skip
+        if step.out.isnan().any():
+            return math.nan
+        rows = ~expected[:, 0, 0].isnan()
+        return relative_error(step.out[rows], expected[rows])
+
+
+class FlashAttention:
+    """Causal attention of the same step over all tokens so far."""
+
+    def __init__(self, step: Step) -> None:
+        from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+        g = step.geometry
+        pool = step.pool
+        self.call: Callable[..., Any] = flash_attn_varlen_func
+        self.arguments = dict(
+            q=step.query,
+            k=pool.random(step.stop, g.num_kv_heads, g.head_size),
+            v=pool.random(step.stop, g.num_kv_heads, g.head_size),
+            max_seqlen_q=step.count,
+            cu_seqlens_q=torch.tensor([0, step.count], dtype=torch.int32, device=DEVICE),
+            max_seqlen_k=step.stop,
+            cu_seqlens_k=torch.tensor([0, step.stop], dtype=torch.int32, device=DEVICE),
+            softmax_scale=step.scale,
+            causal=True,
+            out=torch.empty_like(step.query),
+            fa_version=3,
+        )
+        position = np.arange(step.stop - step.count, step.stop)
+        pairs = g.num_layers * g.num_query_heads * int((position + 1).sum())
+        self.flops = 4.0 * g.head_size * pairs
+
+    def run(self, layers: int) -> None:
+        """As many calls."""
+        for _ in range(layers):
+            self.call(**self.arguments)
