@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,18 +25,19 @@ from tangram.kernels.decode import (
 from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
 from tangram.kernels.seal_decode import (
     MAX_CHUNK_TOKENS,
+    QueryStatistics,
     SealTables,
     has_kernel,
     seal_decode,
 )
-from tangram.kernels.segments import Segments
+from tangram.kernels.segments import Segments, cut_step
 from tangram.kernels.store import store
 from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.sealing import sample_drift, store_window_queries
 from tangram.vllm_plugin.step import HostStep, LayerStep
 
 if TYPE_CHECKING:
-    from tangram.vllm_plugin.storage import QueryRing
+    from tangram.vllm_plugin.storage import QueryRing, SealedCache
 
 
 def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:
@@ -59,6 +61,7 @@ class DeviceKernels:
         batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
             The leading decodes of a step with prefill take those of the next larger size.
         recent_caches: gives the recent cache of every layer, once they are bound.
+        statistics: of queries, for a scorer that needs them.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class DeviceKernels:
         device: torch.device,
         batch_sizes: Iterable[int],
         recent_caches: Callable[[], list[Tensor]],
+        statistics: QueryStatistics | None = None,
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
         self._kernel_size = scorer.parameters().get("kernel_size", 5)
@@ -77,6 +81,8 @@ class DeviceKernels:
         self._seal_tables: dict[int, SealTables] = {}
         self._all_layers: SealTables | None = None
         self._recent_caches = recent_caches
+        self._statistics = statistics
+        self._is_warm = False
         self._batch_sizes = tuple(sorted({1, *batch_sizes}))
         self._prepared: set[int] = set()
         self._heads = [
@@ -95,7 +101,12 @@ class DeviceKernels:
     def for_layout(self, geometry: Geometry) -> DeviceKernels:
         """The same kernels with the tables of another layout, on the same caches."""
         return DeviceKernels(
-            geometry, self.scorer, self.device, self._batch_sizes, self._recent_caches
+            geometry,
+            self.scorer,
+            self.device,
+            self._batch_sizes,
+            self._recent_caches,
+            self._statistics,
         )
 
     def forget_caches(self) -> None:
@@ -106,6 +117,47 @@ class DeviceKernels:
         """
         self._seal_tables.clear()
         self._all_layers = None
+
+    @torch.inference_mode()
+    def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
+        """Load the kernels of a step with prefill, which no captured step runs, by such a step.
+
+        Else the first prompt would wait for them. The step is one token of a request whose blocks
+        are all the null block: it seals nothing, and reads and writes nothing of any request.
+        Does nothing from the second call on.
+        """
+        if self._is_warm:
+            return
+        self._is_warm = True
+        query_start, after = np.array([0, 1]), np.array([1])
+        segments, sealing = cut_step(self.geometry, query_start, after)
+        cache = self._recent_caches()[0]
+        g = self.geometry
+        query = torch.zeros(
+            1, g.num_query_heads, g.head_size, dtype=cache.dtype, device=self.device
+        )
+        zero = torch.zeros(1, 1, dtype=torch.int32, device=self.device)
+        step = LayerStep(
+            layer=0,
+            softmax_scale=1.0,
+            query=query,
+            key=query[:, : g.num_kv_heads],
+            value=query[:, : g.num_kv_heads],
+            out=torch.empty_like(query),
+            recent_cache=cache,
+            sealed=sealed,
+            ring=ring,
+            recent_table=zero,
+            sealed_table=zero,
+            ring_table=None if ring is None else zero,
+            slot_mapping=zero[0].long(),
+            query_start=torch.from_numpy(query_start).to(self.device, torch.int32),
+            seq_lens=zero[0] + 1,
+            host=None,
+        )
+        self._run_mixed(
+            step, HostStep(query_start, after, segments, sealing, tiles=self.tiles(segments))
+        )
 
     def prepare_decode(self, batch_size: int) -> None:
         """Make what a decode step of that many requests reads, before a graph may capture it.
@@ -203,6 +255,7 @@ class DeviceKernels:
             ring=None if step.ring is None else step.ring.queries,
             ring_table=step.ring_table,
             query=query,
+            statistics=self._statistics,
         )
 
     def _attend_decodes(self, step: LayerStep, count: int, batch_size: int) -> None:
