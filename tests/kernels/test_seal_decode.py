@@ -339,6 +339,58 @@ def test_the_smoothing_of_snap_kv(kernel_device, kernel_size):
     assert check(case, kernel_device, [0], "snap_kv", kernel_size=kernel_size) > 0
 
 
+EXPECTED_CASES = {
+    "one query head": dict(queries_per_kv_head=1),
+    "four query heads": dict(num_kv_heads=2, queries_per_kv_head=4),
+    "heads of 128": dict(num_kv_heads=2, head_size=128),
+    "half of the dimensions turn": dict(rotary_dim=32),
+    "few dimensions turn, of an odd size": dict(head_size=80, rotary_dim=22),
+    "covariances of low rank": dict(rank=3),
+    "long chunks": dict(
+        num_kv_heads=2, chunk_size_tokens=256, window_size_tokens=32, rotary_dim=48
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", EXPECTED_CASES)
+def test_expected_attention_of_other_queries(kernel_device, name, dtype):
+    if (kernel_device, dtype) == ("cpu", torch.bfloat16):
+        pytest.skip("Triton's interpreter multiplies the bits of bf16 matrices")
+    options = dict(EXPECTED_CASES[name])
+    queries = {key: options.pop(key) for key in ("rotary_dim", "rank") if key in options}
+    g = make_geometry([[1, 2], [3, 1]], dtype=dtype, **options)
+    C = g.chunk_size_tokens
+    case = make_case(
+        g, [C, 3 * C, 5 * C - 3], step_tokens=[1, C + 1, 1], dtype=dtype, seed=12, **queries
+    )
+    assert check(case, kernel_device, [1], "expected_attention") > 0
+
+
+@pytest.mark.parametrize(
+    "parameters", [dict(n_future_tokens=1), dict(n_future_tokens=33, epsilon=0), dict(epsilon=2.5)]
+)
+def test_the_parameters_of_expected_attention(kernel_device, parameters):
+    case = make_case(geometry_of("small", "expected_attention"), [64, 128], seed=13)
+    usual, other = (
+        expected_base(case, [0], "expected_attention", options) for options in ({}, parameters)
+    )
+    assert not torch.equal(bits(usual), bits(other)), "no choice hangs on the parameters"
+    assert check(case, kernel_device, [0], "expected_attention", **parameters) > 0
+
+
+def test_the_factor_of_a_covariance():
+    """Of one without variance in most directions, too, which rounding makes not quite positive."""
+    root = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    root[1, :, :, 2:] = 0
+    covariance = root @ root.mT
+    covariance[1, 0] -= 1e-6 * torch.eye(16)
+    rotation = torch.ones(1, 8, dtype=torch.complex64)
+    found = QueryStatistics.of(root[..., 0], covariance, rotation, epsilon=0.5, device="cpu")
+    assert found.factor.dtype == torch.float32 and found.epsilon == 0.5
+    torch.testing.assert_close(found.factor @ found.factor.mT, covariance, rtol=0, atol=5e-6)
+
+
 def test_the_rounding_is_that_of_the_scorers():
     from tangram.kernels.seal_decode import kernel
 
@@ -359,17 +411,19 @@ def test_long_chunks(kernel_device, chunk, head_size, scorer):
         chunk_size_tokens=chunk, window_size_tokens=64,
         has_query_ring=get_scorer(scorer).needs_window_queries,
     )  # fmt: skip
-    case = make_case(g, [chunk, 2 * chunk, chunk + 1], dtype=torch.bfloat16, seed=9)
+    case = make_case(g, [chunk, 2 * chunk, chunk + 1], dtype=torch.bfloat16, seed=33)
     assert check(case, kernel_device, [0, 1], scorer) > 0
 
 
 @pytest.mark.gpu
-def test_a_captured_launch_follows_the_lengths():
+@pytest.mark.parametrize("scorer", ["key_diff", "expected_attention"])
+def test_a_captured_launch_follows_the_lengths(scorer):
     from tangram.kernels.seal_decode import kernel
 
     g = make_geometry([[1, 4], [4, 2]], dtype=torch.bfloat16)
     cases = [make_case(g, n, dtype=torch.bfloat16, seed=10) for n in ([128, 65], [129, 128])]
-    expected = [expected_base(case, [0, 1], "key_diff", {}) for case in cases]
+    expected = [expected_base(case, [0, 1], scorer, {}) for case in cases]
+    statistics = on_device(cases[0].statistics, g, get_scorer("expected_attention"), 2, "cuda")
     shape = max(case.base.shape[0] for case in cases), cases[0].base.shape[1]
     base = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     columns = [max(c.pool.recent_table.shape[1] for c in cases), 4]
@@ -384,7 +438,7 @@ def test_a_captured_launch_follows_the_lengths():
 
     def launch():
         args = tables, sealed, sealed_table, recent_table, start, lens
-        kernel.seal_decode(*args, scorer="key_diff")
+        kernel.seal_decode(*args, scorer=scorer, softmax_scale=SCALE, statistics=statistics)
 
     launch()
     torch.cuda.synchronize()
