@@ -64,8 +64,7 @@ def make_case(
     step_tokens=None,
     seed=0,
     padding=0,
-    rotary_dim=None,
-    rank=None,
+    **queries,
 ):
     g = geometry
     pool = make_pool(g, num_tokens, dtype=dtype, seed=seed, step_tokens=step_tokens)
@@ -80,7 +79,7 @@ def make_case(
         table = getattr(pool, name)
         setattr(pool, name, torch.nn.functional.pad(table, (0, 0, 0, padding)))
     query = pool.random(int(starts[-1]) + padding, g.num_query_heads, g.head_size)
-    statistics = query_statistics(g, rotary_dim, rank, seed)
+    statistics = query_statistics(g, seed=seed, **queries)
     case = Case(pool, base, starts, lens, None, None, query, statistics)
     if g.has_query_ring:
         blocks = len(lens) * g.ring_blocks + 2
@@ -108,21 +107,23 @@ def window_queries(case, layer, request, boundary):
     return torch.stack(found)[None]
 
 
-def query_statistics(geometry, rotary_dim=None, rank=None, seed=0):
+def query_statistics(geometry, rotary_dim=None, rank=None, strength=1.0, seed=0):
     """What a profile holds of queries, for all layers, by name; float32, frequencies float64.
 
     Args:
         geometry: the layout.
         rotary_dim: dimensions that RoPE turns; all when absent.
         rank: of the covariances; full when absent.
+        strength: standard deviation of the queries' elements.
         seed: of everything random.
     """
     g, generator = geometry, torch.Generator().manual_seed(seed)
     shape = g.num_layers, g.num_query_heads, g.head_size
-    root = torch.randn(*shape, rank or g.head_size, generator=generator) / g.head_size**0.5
+    root = torch.randn(*shape, rank or g.head_size, generator=generator)
+    root *= strength / g.head_size**0.5
     half = (rotary_dim or g.head_size) // 2
     return {
-        "query_mean": torch.randn(shape, generator=generator),
+        "query_mean": strength * torch.randn(shape, generator=generator),
         "query_covariance": root @ root.mT,
         "rope_frequencies": 1e4 ** -(torch.arange(half, dtype=torch.float64) / half),
     }
