@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry, HeadGroups
-from tangram.kernels.seal_decode import KERNEL_SCORERS, SealTables, kernel
+from tangram.kernels.seal_decode import KERNEL_SCORERS, QueryStatistics, SealTables, kernel
 from tangram.kernels.store import kernel as store_kernel
 from tangram.scorers import get_scorer
 from tangram.scorers.base import Chunks
+from tangram.scorers.expected_attention import ExpectedAttention, average_rotation
 from tangram.scorers.select import top_rows
 
 LAYERS, HEADS, QUERY_HEADS, D, C, W = 36, 8, 32, 128, 256, 32
@@ -53,6 +54,8 @@ class Server:
     key: Tensor
     value: Tensor
     slots: Tensor
+    profile: dict[str, Tensor]
+    statistics: QueryStatistics
 
     def lens(self, sealing: list[int]) -> Tensor:
         """Lengths of which the `sealing` requests' are at a boundary."""
@@ -69,11 +72,38 @@ class Server:
         kernel.seal_decode(
             tables, self.sealed, self.sealed_table, self.recent_table, self.start, lens,
             scorer=scorer, softmax_scale=SCALE, ring=self.ring, ring_table=self.ring_table,
+            statistics=self.statistics,
         )  # fmt: skip
 
     def store(self, layer: int) -> None:
         """One launch."""
         store_kernel.store(self.key, self.value, self.slots, self.recent[layer])
+
+
+def make_profile(seed: int) -> dict[str, Tensor]:
+    """Made-up statistics of queries, as a profile has them."""
+    order = torch.Generator().manual_seed(seed)
+    root = torch.randn(LAYERS, QUERY_HEADS, D, D, generator=order) / D**0.5
+    return {
+        "query_mean": torch.randn(LAYERS, QUERY_HEADS, D, generator=order),
+        "query_covariance": root @ root.mT,
+        "rope_frequencies": 1e6 ** -(torch.arange(D // 2, dtype=torch.float64) / (D // 2)),
+    }
+
+
+def for_kernel(profile: dict[str, Tensor]) -> QueryStatistics:
+    """The same, as the kernel reads them, for chunks 0 to 3."""
+    scorer = ExpectedAttention()
+    rotation = average_rotation(
+        profile["rope_frequencies"], C * torch.arange(1, 5), scorer.n_future_tokens
+    )
+    return QueryStatistics.of(
+        profile["query_mean"],
+        profile["query_covariance"],
+        rotation,
+        epsilon=scorer.epsilon,
+        device="cuda",
+    )
 
 
 def make_server(requests: int, seed: int) -> Server:
@@ -108,6 +138,7 @@ def make_server(requests: int, seed: int) -> Server:
     raw = pool[:, : LAYERS * page].unflatten(1, (LAYERS, HEADS, R, 2 * D))
     ring = pool[:, : g.ring_block_tokens * LAYERS * QUERY_HEADS * D]
     key = torch.randn(requests, HEADS, D, device="cuda").bfloat16()
+    profile = make_profile(seed)
     return Server(
         geometry=g,
         recent=list(raw.unbind(1)),
@@ -122,6 +153,8 @@ def make_server(requests: int, seed: int) -> Server:
         key=key,
         value=torch.randn_like(key),
         slots=blocks[:, last - first - 1].cuda().long() * R + R - 1,
+        profile=profile,
+        statistics=for_kernel(profile),
     )
 
 
@@ -146,6 +179,10 @@ def agreement(server: Server, scorer: str, request: int = 5) -> float:
             softmax_scale=SCALE,
             window_size_tokens=W,
             window_queries=server.ring[own, window % g.ring_block_tokens, layer],
+            statistics={
+                name: array.cuda() if name == "rope_frequencies" else array[layer].cuda()
+                for name, array in server.profile.items()
+            },
         )
         scores = get_scorer(scorer).score(chunks)
         for group, members in enumerate(g.head_groups.heads[layer]):

@@ -161,15 +161,28 @@ def test_other_geometries_follow_the_oracle(options):
         check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=5)
 
 
-@pytest.mark.parametrize("scorer", few(["key_diff", "snap_kv", "tova"], ["key_diff", "snap_kv"]))
-def test_a_long_answer_is_sealed_as_it_grows(scorer):
+@pytest.mark.parametrize(
+    "scorer",
+    few(
+        ["key_diff", "snap_kv", "tova", "expected_attention"],
+        ["key_diff", "snap_kv", "expected_attention"],
+    ),
+)
+def test_a_long_answer_is_sealed_as_it_grows(scorer, profile_paths):
+    profile, options = None, {}
+    if get_scorer(scorer).needs_statistics:
+        profile = make_profile(scorer)
+        options["compression_profile"] = str(profile_paths[scorer])
+        options["compression_level"] = "uniform"
     with engine(
         compression_ratio=0.25,
         compression_chunk_size=64,
         compression_scorer=scorer,
+        **options,
         **DEVICE.graphs,
     ) as llm:
-        oracle, _ = check(llm, [noise(5, 50), noise(6, 63), noise(7, 64)], max_tokens=220)
+        prompts = [noise(5, 50), noise(6, 63), noise(7, 64)]
+        oracle, _ = check(llm, prompts, max_tokens=220, profile=profile)
         assert oracle.kept[0].any(dim=0).sum() > 0
 
 

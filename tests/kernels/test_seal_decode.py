@@ -5,13 +5,27 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tangram.kernels.seal_decode import KERNEL_SCORERS, SealTables, has_kernel, reference
+from tangram.kernels.seal_decode import (
+    KERNEL_SCORERS,
+    QueryStatistics,
+    SealTables,
+    has_kernel,
+    reference,
+)
 from tangram.scorers import get_scorer
 from tangram.scorers.base import Chunks
+from tangram.scorers.expected_attention import average_rotation
 from tangram.scorers.select import SCORE_BITS, score_ranks, top_rows
 from tests.kernels.inputs import make_geometry, make_pool
 
-NOISE = {"streaming_llm": 0.0, "key_norm": 1e-6, "key_diff": 1e-6, "snap_kv": 1e-5, "tova": 1e-5}
+NOISE = {
+    "streaming_llm": 0.0,
+    "key_norm": 1e-6,
+    "key_diff": 1e-6,
+    "expected_attention": 1e-5,
+    "snap_kv": 1e-5,
+    "tova": 1e-5,
+}
 """How far a score may be off, in shares of itself; closer calls are not in the tests."""
 
 SCALE = 0.2
@@ -28,6 +42,7 @@ class Case:
     ring: torch.Tensor | None
     ring_table: torch.Tensor | None
     query: torch.Tensor
+    statistics: dict[str, torch.Tensor]
 
 
 def in_base(view, base, offset=0):
@@ -41,11 +56,20 @@ def recent_caches(case, base):
     return [in_base(first, base, layer * page) for layer in range(g.num_layers)]
 
 
-def make_case(geometry, num_tokens, *, dtype=torch.float32, step_tokens=None, seed=0, padding=0):
+def make_case(
+    geometry,
+    num_tokens,
+    *,
+    dtype=torch.float32,
+    step_tokens=None,
+    seed=0,
+    padding=0,
+    **queries,
+):
     g = geometry
     pool = make_pool(g, num_tokens, dtype=dtype, seed=seed, step_tokens=step_tokens)
     base = pool.recent_cache._base
-    first, *others = recent_caches(Case(pool, *[None] * 6), base)
+    first, *others = recent_caches(Case(pool, *[None] * 7), base)
     for cache in others:
         cache.copy_(torch.where(first.isnan(), first, pool.random(*first.shape)))
     step_tokens = step_tokens or [1] * len(num_tokens)
@@ -55,7 +79,8 @@ def make_case(geometry, num_tokens, *, dtype=torch.float32, step_tokens=None, se
         table = getattr(pool, name)
         setattr(pool, name, torch.nn.functional.pad(table, (0, 0, 0, padding)))
     query = pool.random(int(starts[-1]) + padding, g.num_query_heads, g.head_size)
-    case = Case(pool, base, starts, lens, None, None, query)
+    statistics = query_statistics(g, seed=seed, **queries)
+    case = Case(pool, base, starts, lens, None, None, query, statistics)
     if g.has_query_ring:
         blocks = len(lens) * g.ring_blocks + 2
         shape = blocks, g.ring_block_tokens, g.num_layers, g.num_query_heads, g.head_size
@@ -82,6 +107,46 @@ def window_queries(case, layer, request, boundary):
     return torch.stack(found)[None]
 
 
+def query_statistics(geometry, rotary_dim=None, rank=None, strength=1.0, seed=0):
+    """What a profile holds of queries, for all layers, by name; float32, frequencies float64.
+
+    Args:
+        geometry: the layout.
+        rotary_dim: dimensions that RoPE turns; all when absent.
+        rank: of the covariances; full when absent.
+        strength: standard deviation of the queries' elements.
+        seed: of everything random.
+    """
+    g, generator = geometry, torch.Generator().manual_seed(seed)
+    shape = g.num_layers, g.num_query_heads, g.head_size
+    root = torch.randn(*shape, rank or g.head_size, generator=generator)
+    root *= strength / g.head_size**0.5
+    half = (rotary_dim or g.head_size) // 2
+    return {
+        "query_mean": strength * torch.randn(shape, generator=generator),
+        "query_covariance": root @ root.mT,
+        "rope_frequencies": 1e4 ** -(torch.arange(half, dtype=torch.float64) / half),
+    }
+
+
+def of_layer(statistics, layer):
+    """The part of `query_statistics` that a scorer sees of a layer."""
+    return {n: a if n == "rope_frequencies" else a[layer] for n, a in statistics.items()}
+
+
+def on_device(statistics, geometry, scorer, chunks, device):
+    """`query_statistics` as the kernel reads them."""
+    boundaries = geometry.chunk_size_tokens * torch.arange(1, chunks + 1)
+    frequencies = statistics["rope_frequencies"]
+    return QueryStatistics.of(
+        statistics["query_mean"],
+        statistics["query_covariance"],
+        average_rotation(frequencies, boundaries, scorer.n_future_tokens),
+        epsilon=scorer.epsilon,
+        device=device,
+    )
+
+
 def expected_base(case, layers, name, parameters):
     """The pool as the reference leaves it. Fails where noise could decide what is kept."""
     pool, base = case.pool, case.base.clone()
@@ -100,6 +165,7 @@ def expected_base(case, layers, name, parameters):
                 softmax_scale=SCALE,
                 window_size_tokens=g.window_size_tokens,
                 window_queries=window_queries(case, layer, request, boundary) if needs else None,
+                statistics=of_layer(case.statistics, layer) if scorer.needs_statistics else {},
             )
             scores, sinks = scorer.score(chunks), position < g.n_sink_tokens
             kept = top_rows(scores, rows, sinks)
@@ -139,7 +205,12 @@ def sealed_base(case, device, layers, name, parameters):
     base = case.base.to(device, copy=True)
     put = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
     caches = recent_caches(case, base)
-    tables = SealTables.of(case.pool.geometry, layers, [caches[layer] for layer in layers])
+    g, scorer = case.pool.geometry, get_scorer(name, **parameters)
+    tables = SealTables.of(g, layers, [caches[layer] for layer in layers])
+    statistics = None
+    if scorer.needs_statistics:
+        chunks = int(case.seq_lens.max()) // g.chunk_size_tokens
+        statistics = on_device(case.statistics, g, scorer, chunks, device)
     kernel.seal_decode(
         tables,
         in_base(case.pool.sealed_cache, base),
@@ -152,7 +223,8 @@ def sealed_base(case, device, layers, name, parameters):
         ring=put(case.ring),
         ring_table=put(case.ring_table),
         query=put(case.query) if len(layers) == 1 else None,
-        **parameters,
+        kernel_size=parameters.get("kernel_size", 5),
+        statistics=statistics,
     )
     return base.cpu()
 
@@ -212,7 +284,8 @@ def test_a_step_without_a_boundary_changes_nothing(kernel_device, scorer):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scorer", KERNEL_SCORERS)
 def test_half_types(kernel_device, scorer, dtype):
-    if scorer in ("snap_kv", "tova") and (kernel_device, dtype) == ("cpu", torch.bfloat16):
+    multiplies = scorer in ("expected_attention", "snap_kv", "tova")
+    if multiplies and (kernel_device, dtype) == ("cpu", torch.bfloat16):
         pytest.skip("Triton's interpreter multiplies the bits of bf16 matrices")
     case = make_case(geometry_of("small", scorer, dtype), [64, 256, 70], dtype=dtype, seed=2)
     assert check(case, kernel_device, [0], scorer) > 0
@@ -267,6 +340,58 @@ def test_the_smoothing_of_snap_kv(kernel_device, kernel_size):
     assert check(case, kernel_device, [0], "snap_kv", kernel_size=kernel_size) > 0
 
 
+EXPECTED_CASES = {
+    "one query head": dict(queries_per_kv_head=1),
+    "four query heads": dict(num_kv_heads=2, queries_per_kv_head=4),
+    "heads of 128": dict(num_kv_heads=2, head_size=128),
+    "half of the dimensions turn": dict(rotary_dim=32),
+    "few dimensions turn, of an odd size": dict(head_size=80, rotary_dim=22),
+    "covariances of low rank": dict(rank=3),
+    "long chunks": dict(
+        num_kv_heads=2, chunk_size_tokens=256, window_size_tokens=32, rotary_dim=48
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", EXPECTED_CASES)
+def test_expected_attention_of_other_queries(kernel_device, name, dtype):
+    if (kernel_device, dtype) == ("cpu", torch.bfloat16):
+        pytest.skip("Triton's interpreter multiplies the bits of bf16 matrices")
+    options = dict(EXPECTED_CASES[name])
+    queries = {key: options.pop(key) for key in ("rotary_dim", "rank") if key in options}
+    g = make_geometry([[1, 2], [3, 1]], dtype=dtype, **options)
+    C = g.chunk_size_tokens
+    case = make_case(
+        g, [C, 3 * C, 5 * C - 3], step_tokens=[1, C + 1, 1], dtype=dtype, seed=12, **queries
+    )
+    assert check(case, kernel_device, [1], "expected_attention") > 0
+
+
+@pytest.mark.parametrize(
+    "parameters", [dict(n_future_tokens=1), dict(n_future_tokens=33, epsilon=0), dict(epsilon=2.5)]
+)
+def test_the_parameters_of_expected_attention(kernel_device, parameters):
+    case = make_case(geometry_of("small", "expected_attention"), [64, 128], seed=13)
+    usual, other = (
+        expected_base(case, [0], "expected_attention", options) for options in ({}, parameters)
+    )
+    assert not torch.equal(bits(usual), bits(other)), "no choice hangs on the parameters"
+    assert check(case, kernel_device, [0], "expected_attention", **parameters) > 0
+
+
+def test_the_factor_of_a_covariance():
+    """Of one without variance in most directions, too, which rounding makes not quite positive."""
+    root = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    root[1, :, :, 2:] = 0
+    covariance = root @ root.mT
+    covariance[1, 0] -= 1e-6 * torch.eye(16)
+    rotation = torch.ones(1, 8, dtype=torch.complex64)
+    found = QueryStatistics.of(root[..., 0], covariance, rotation, epsilon=0.5, device="cpu")
+    assert found.factor.dtype == torch.float32 and found.epsilon == 0.5
+    torch.testing.assert_close(found.factor @ found.factor.mT, covariance, rtol=0, atol=5e-6)
+
+
 def test_the_rounding_is_that_of_the_scorers():
     from tangram.kernels.seal_decode import kernel
 
@@ -274,7 +399,7 @@ def test_the_rounding_is_that_of_the_scorers():
 
 
 def test_which_scorers_have_a_kernel():
-    assert has_kernel("key_diff") and not has_kernel("expected_attention")
+    assert has_kernel("key_diff") and not has_kernel("value_norm")
 
 
 @pytest.mark.gpu
@@ -287,17 +412,19 @@ def test_long_chunks(kernel_device, chunk, head_size, scorer):
         chunk_size_tokens=chunk, window_size_tokens=64,
         has_query_ring=get_scorer(scorer).needs_window_queries,
     )  # fmt: skip
-    case = make_case(g, [chunk, 2 * chunk, chunk + 1], dtype=torch.bfloat16, seed=9)
+    case = make_case(g, [chunk, 2 * chunk, chunk + 1], dtype=torch.bfloat16, seed=33)
     assert check(case, kernel_device, [0, 1], scorer) > 0
 
 
 @pytest.mark.gpu
-def test_a_captured_launch_follows_the_lengths():
+@pytest.mark.parametrize("scorer", ["key_diff", "expected_attention"])
+def test_a_captured_launch_follows_the_lengths(scorer):
     from tangram.kernels.seal_decode import kernel
 
     g = make_geometry([[1, 4], [4, 2]], dtype=torch.bfloat16)
     cases = [make_case(g, n, dtype=torch.bfloat16, seed=10) for n in ([128, 65], [129, 128])]
-    expected = [expected_base(case, [0, 1], "key_diff", {}) for case in cases]
+    expected = [expected_base(case, [0, 1], scorer, {}) for case in cases]
+    statistics = on_device(cases[0].statistics, g, get_scorer("expected_attention"), 2, "cuda")
     shape = max(case.base.shape[0] for case in cases), cases[0].base.shape[1]
     base = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     columns = [max(c.pool.recent_table.shape[1] for c in cases), 4]
@@ -312,7 +439,7 @@ def test_a_captured_launch_follows_the_lengths():
 
     def launch():
         args = tables, sealed, sealed_table, recent_table, start, lens
-        kernel.seal_decode(*args, scorer="key_diff")
+        kernel.seal_decode(*args, scorer=scorer, softmax_scale=SCALE, statistics=statistics)
 
     launch()
     torch.cuda.synchronize()

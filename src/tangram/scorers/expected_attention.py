@@ -77,7 +77,28 @@ class ExpectedAttention(Scorer):
         mean = self.statistic(chunks, "query_mean")
         covariance = self.statistic(chunks, "query_covariance")
         frequencies = self.statistic(chunks, "rope_frequencies")
-        heads, size = mean.shape[0], chunks.head_size
+        self.check_statistics(mean, covariance, frequencies, chunks.head_size)
+        return (
+            group_query_heads(mean.float(), chunks.num_kv_heads, dim=0),
+            group_query_heads(covariance.float(), chunks.num_kv_heads, dim=0),
+            frequencies,
+        )
+
+    def check_statistics(
+        self, mean: Tensor, covariance: Tensor, frequencies: Tensor, head_size: int
+    ) -> None:
+        """Check the shapes of one layer's statistics.
+
+        Args:
+            mean: [query_heads, head_size].
+            covariance: [query_heads, head_size, head_size].
+            frequencies: [rotary_dim / 2].
+            head_size: of the model that is served.
+
+        Raises:
+            ScorerError: they are of another model.
+        """
+        heads, size = mean.shape[0], head_size
         expected = {
             "query_mean": (mean, (heads, size)),
             "query_covariance": (covariance, (heads, size, size)),
@@ -94,11 +115,6 @@ class ExpectedAttention(Scorer):
                 f"at most {size // 2} for a head size of {size}: the profile of "
                 "--compression-profile is of another model"
             )
-        return (
-            group_query_heads(mean.float(), chunks.num_kv_heads, dim=0),
-            group_query_heads(covariance.float(), chunks.num_kv_heads, dim=0),
-            frequencies,
-        )
 
 
 def average_rotation(frequencies: Tensor, first_position: Tensor, n_tokens: int) -> Tensor:

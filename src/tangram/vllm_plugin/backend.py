@@ -79,6 +79,7 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         layers = vllm_config.compilation_config.static_forward_context
         # Layout and kernels are asked of it anew in every step: budgets can be swapped.
         self._sealed: SealedCache = layers[SEALED_NAME]
+        self._ring: QueryRing | None = layers.get(RING_NAME)
         self._sealed.prepare_device(device, vllm_config)
 
     @classmethod
@@ -105,8 +106,11 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         common = common_attn_metadata
         kernels = self._sealed.kernels
         on_device = kernels is not None and common.max_query_len <= 1
-        if kernels is not None and on_device and self._cuts:
-            kernels.prepare_decode(common.num_actual_tokens)
+        if kernels is not None and self._cuts:
+            # vLLM builds first when it warms up or captures, before it says that it is ready.
+            kernels.warm_up(self._sealed, self._ring)
+            if on_device:
+                kernels.prepare_decode(common.num_actual_tokens)
         return CompressedMetadata(
             block_table=common.block_table_tensor,
             slot_mapping=common.slot_mapping,

@@ -32,6 +32,7 @@ from tangram.kernels.flash import (
 from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
 from tangram.kernels.seal_decode import (
     MAX_CHUNK_TOKENS,
+    QueryStatistics,
     SealTables,
     has_kernel,
     seal_decode,
@@ -40,10 +41,10 @@ from tangram.kernels.segments import Segments
 from tangram.kernels.store import store
 from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.sealing import sample_drift, store_window_queries
-from tangram.vllm_plugin.step import HostStep, LayerStep
+from tangram.vllm_plugin.step import HostStep, LayerStep, harmless_step
 
 if TYPE_CHECKING:
-    from tangram.vllm_plugin.storage import QueryRing
+    from tangram.vllm_plugin.storage import QueryRing, SealedCache
 
 
 def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:
@@ -68,6 +69,7 @@ class DeviceKernels:
             The leading decodes of a step with prefill take those of the next larger size.
         recent_caches: gives the recent cache of every layer, once they are bound.
         flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
+        statistics: of queries, for a scorer that needs them.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class DeviceKernels:
         batch_sizes: Iterable[int],
         recent_caches: Callable[[], list[Tensor]],
         flash: PagedAttention | None = None,
+        statistics: QueryStatistics | None = None,
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
         self._kernel_size = scorer.parameters().get("kernel_size", 5)
@@ -87,6 +90,8 @@ class DeviceKernels:
         self._seal_tables: dict[int, SealTables] = {}
         self._all_layers: SealTables | None = None
         self._recent_caches = recent_caches
+        self._statistics = statistics
+        self._is_warm = False
         self._batch_sizes = tuple(sorted({1, *batch_sizes}))
         self._prepared: set[int] = set()
         self._heads = [
@@ -106,7 +111,13 @@ class DeviceKernels:
     def for_layout(self, geometry: Geometry) -> DeviceKernels:
         """The same kernels with the tables of another layout, on the same caches."""
         return DeviceKernels(
-            geometry, self.scorer, self.device, self._batch_sizes, self._recent_caches, self._flash
+            geometry,
+            self.scorer,
+            self.device,
+            self._batch_sizes,
+            self._recent_caches,
+            self._flash,
+            self._statistics,
         )
 
     def forget_caches(self) -> None:
@@ -117,6 +128,22 @@ class DeviceKernels:
         """
         self._seal_tables.clear()
         self._all_layers = None
+
+    @torch.inference_mode()
+    def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
+        """Load the kernels of a step with prefill, which no captured step runs, by such a step.
+
+        Else the first prompt would wait for them. Does nothing from the second call on.
+        """
+        if self._is_warm:
+            return
+        self._is_warm = True
+        step, host = harmless_step(self.geometry, sealed, self._recent_caches()[0], ring)
+        host.tiles, _ = self.cut(host.segments)
+        self._run_mixed(step, host)
+        if self._flash is not None:
+            host.tiles, host.sealed_step = self._cut(host.segments, flash=True)
+            self._run_mixed(step, host)
 
     def prepare_decode(self, batch_size: int) -> None:
         """Make what a decode step of that many requests reads, before a graph may capture it.
@@ -152,9 +179,11 @@ class DeviceKernels:
         Returns:
             The tiles, and what FlashAttention takes of them where that is worth it.
         """
-        sealed = None
-        if self._flash is not None and sealed_pairs(self.geometry, segments) >= MIN_PAIRS:
-            sealed = SealedStep.make(self.geometry, segments, self.device)
+        worth_it = sealed_pairs(self.geometry, segments) >= MIN_PAIRS
+        return self._cut(segments, flash=self._flash is not None and worth_it)
+
+    def _cut(self, segments: Segments, *, flash: bool) -> tuple[Tensor, SealedStep | None]:
+        sealed = SealedStep.make(self.geometry, segments, self.device) if flash else None
         gathered = None if sealed is None else sealed.first_gathered
         tiles = make_tiles(segments, self.geometry, self._blocks, gathered)
         return torch.from_numpy(tiles).to(self.device, non_blocking=True), sealed
@@ -240,6 +269,7 @@ class DeviceKernels:
             ring=None if step.ring is None else step.ring.queries,
             ring_table=step.ring_table,
             query=query,
+            statistics=self._statistics,
         )
 
     def _attend_decodes(self, step: LayerStep, count: int, batch_size: int) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from tangram.geometry import Geometry
 from tangram.kernels.flash import SealedStep
-from tangram.kernels.segments import SealingChunks, Segments
+from tangram.kernels.segments import SealingChunks, Segments, cut_step
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.storage import QueryRing, SealedCache
@@ -80,3 +82,37 @@ class LayerStep:
     query_start: Tensor
     seq_lens: Tensor
     host: HostStep | None
+
+
+def harmless_step(
+    geometry: Geometry, sealed: SealedCache, recent_cache: Tensor, ring: QueryRing | None
+) -> tuple[LayerStep, HostStep]:
+    """Layer 0 of a step of one token, which comes after a sealed chunk.
+
+    All blocks of its request are the null block: it seals nothing, and reads and writes nothing of
+    any request.
+    """
+    g, device = geometry, recent_cache.device
+    query_start, after = np.array([0, 1]), np.array([g.chunk_size_tokens + 1])
+    blocks = max(-(-after[0] // g.recent_block_tokens), g.ring_blocks)
+    null = torch.zeros(1, blocks, dtype=torch.int32, device=device)
+    query = torch.zeros(1, g.num_query_heads, g.head_size, dtype=recent_cache.dtype, device=device)
+    step = LayerStep(
+        layer=0,
+        softmax_scale=1.0,
+        query=query,
+        key=query[:, : g.num_kv_heads],
+        value=query[:, : g.num_kv_heads],
+        out=torch.empty_like(query),
+        recent_cache=recent_cache,
+        sealed=sealed,
+        ring=ring,
+        recent_table=null,
+        sealed_table=null,
+        ring_table=None if ring is None else null,
+        slot_mapping=null[0, :1].long(),
+        query_start=torch.from_numpy(query_start).to(device, torch.int32),
+        seq_lens=torch.from_numpy(after).to(device, torch.int32),
+        host=None,
+    )
+    return step, HostStep(query_start, after, *cut_step(g, query_start, after))

@@ -25,6 +25,7 @@ from tangram.vllm_plugin.drift import DriftMonitor, DriftReference
 from tangram.vllm_plugin.drift_board import DriftBoard, board_path, engine_name
 from tangram.vllm_plugin.flash import find_flash_attention
 from tangram.vllm_plugin.plan import CompressionPlan
+from tangram.vllm_plugin.statistics import query_statistics
 
 # vLLM wants exactly one integer in the name of a layer that has a cache.
 SEALED_NAME = "tangram.0.sealed"
@@ -100,6 +101,13 @@ class SealedCache(_SharedCache):
             vllm_config.compilation_config.cudagraph_capture_sizes or (),
             recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
             flash=find_flash_attention(self.geometry, self.dtype, device),
+            statistics=query_statistics(
+                self.scorer,
+                self._profile,
+                self.geometry,
+                vllm_config.model_config.max_model_len,
+                device,
+            ),
         )
 
     def replace_budgets(self, head_groups: HeadGroups) -> None:

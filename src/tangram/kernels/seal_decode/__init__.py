@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tangram.kernels.seal_decode.statistics import QueryStatistics
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 
-__all__ = ["KERNEL_SCORERS", "MAX_CHUNK_TOKENS", "SealTables", "has_kernel", "seal_decode"]
+__all__ = [
+    "KERNEL_SCORERS",
+    "MAX_CHUNK_TOKENS",
+    "QueryStatistics",
+    "SealTables",
+    "has_kernel",
+    "seal_decode",
+]
 
-KERNEL_SCORERS = ("streaming_llm", "key_norm", "key_diff", "snap_kv", "tova")
+KERNEL_SCORERS = (
+    "streaming_llm", "key_norm", "key_diff", "expected_attention", "snap_kv", "tova"
+)  # fmt: skip
 """Scorers that the kernel knows, by registry name."""
 
 
@@ -35,6 +45,7 @@ def seal_decode(
     ring: Tensor | None = None,
     ring_table: Tensor | None = None,
     query: Tensor | None = None,
+    statistics: QueryStatistics | None = None,
 ) -> None:
     """Seal every chunk that the step completes, of the layers of `tables`, in one launch on a GPU.
 
@@ -55,18 +66,19 @@ def seal_decode(
         seq_lens: [requests] int32; 0 seals nothing.
         scorer: registry name; `has_kernel` says which.
         kernel_size: parameter of `snap_kv`.
-        softmax_scale: factor on query times key, for `snap_kv` and `tova`.
+        softmax_scale: factor on query times key, for those that look at queries.
         ring: [blocks, ring_block_tokens, layers of the model, query_heads, head_size], the last W
             queries; for `snap_kv` and `tova`.
         ring_table: [requests, ring blocks] int32.
         query: [tokens, query_heads, head_size], the step's queries, when the tables have one layer
             and the ring does not hold them yet. When absent, the ring holds them: right only if
             no request computes more than one token.
+        statistics: of all layers of the model; for `expected_attention`.
     """
     from tangram.kernels.seal_decode import kernel
 
     kernel.seal_decode(
         tables, sealed_cache, sealed_table, recent_table, query_start, seq_lens, scorer=scorer,
         kernel_size=kernel_size, softmax_scale=softmax_scale, ring=ring, ring_table=ring_table,
-        query=query,
+        query=query, statistics=statistics,
     )  # fmt: skip

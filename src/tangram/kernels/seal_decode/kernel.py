@@ -17,69 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
+from tangram.kernels.seal_decode.statistics import QueryStatistics
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 
 _DROPPED_BITS = tl.constexpr(13)  # of a score's 24 significant bits, 11 count
 _HALF = tl.constexpr(1 << 12)
 _INFINITY = tl.constexpr(0x7F800000 >> 13)  # the largest rank of a score
 _RANK_BITS = 19  # of a rank, from minus infinity to what goes before all scores
-_SHORTEST = tl.constexpr(1e-12)  # below it a key has no direction
-
-
-@triton.jit
-def _load_rows(rows, is_row, first, END: tl.constexpr, TILE: tl.constexpr):
-    """The elements [first, first + TILE) of rows that are given as pointers."""
-    element = first + tl.arange(0, TILE)
-    mask = is_row[:, None] & (element < END)[None, :]
-    return tl.load(rows[:, None] + element[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _key_scores(rows, in_chunk, count, SCORER: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr):
-    """Scores [tokens] that need keys only."""
-    square = tl.zeros(rows.shape, tl.float32)
-    for first in range(0, D, TILE):
-        keys = _load_rows(rows, in_chunk, first, D, TILE).to(tl.float32)
-        square += tl.sum(keys * keys, axis=1)
-    norm = tl.sqrt_rn(square)
-    score = -norm
-    if SCORER == "key_diff":
-        scale = 1.0 / tl.maximum(norm, _SHORTEST)
-        dot = tl.zeros(rows.shape, tl.float32)
-        anchor_square = tl.sum(dot)
-        for first in range(0, D, TILE):
-            keys = _load_rows(rows, in_chunk, first, D, TILE).to(tl.float32)
-            anchor = tl.sum(keys * scale[:, None], axis=0) / count
-            dot += tl.sum(keys * anchor[None, :], axis=1)
-            anchor_square += tl.sum(anchor * anchor)
-        score = -dot * scale / tl.maximum(tl.sqrt_rn(anchor_square), _SHORTEST)
-    return score
-
-
-@triton.jit
-def _attention(queries, is_query, rows, in_chunk, scale, D: tl.constexpr, TILE: tl.constexpr):
-    """Attention weights over the chunk's tokens, [tokens], summed over the queries."""
-    logits = tl.zeros([queries.shape[0], rows.shape[0]], tl.float32)
-    for first in range(0, D, TILE):
-        query = _load_rows(queries, is_query, first, D, TILE)
-        keys = _load_rows(rows, in_chunk, first, D, TILE)
-        logits = tl.dot(query.to(keys.dtype), tl.trans(keys), logits, input_precision="ieee")
-    logits = tl.where(in_chunk[None, :], logits * scale, float("-inf"))
-    weight = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    weight = weight / tl.sum(weight, axis=1)[:, None]
-    return tl.sum(tl.where(is_query[:, None], weight, 0.0), axis=0)
-
-
-@triton.jit
-def _smooth(mean, SIZE: tl.constexpr):
-    """The mean over SIZE neighbours, with zeros beyond the chunk's ends."""
-    token = tl.arange(0, mean.shape[0])
-    total = tl.zeros(mean.shape, tl.float32)
-    for offset in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
-        there = token + offset
-        inside = (there >= 0) & (there < mean.shape[0])
-        total += tl.where(inside, tl.gather(mean, tl.where(inside, there, 0), 0), 0.0)
-    return total / SIZE
 
 
 @triton.jit
@@ -137,7 +82,14 @@ def _pack(
             tl.store(target[:, None] + element[None, :], zero, mask=mask)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_requests",
+        "stride_recent_table",
+        "stride_sealed_table",
+        "stride_ring_table",
+    ]
+)
 def _seal_kernel(
     recent_ptr,  # [blocks, heads, R, 2 * D] of the first layer
     sealed_ptr,  # [blocks, pages, H_p, P, 2 * D]
@@ -150,8 +102,12 @@ def _seal_kernel(
     seq_lens_ptr,  # [requests] int32
     layer_table_ptr,  # [LAYERS, 2] int64, see SealTables
     head_table_ptr,  # [LAYERS, HEADS, 3] int32, see SealTables
+    mean_ptr,  # [layers of the model, query heads, D] float32, see QueryStatistics
+    factor_ptr,  # [layers of the model, query heads, D, D] float32
+    rotation_ptr,  # [chunks, HALF, 2] float32
     num_requests,
     softmax_scale,
+    epsilon,
     stride_recent_block,
     stride_recent_head,
     stride_recent_row,
@@ -183,9 +139,12 @@ def _seal_kernel(
     GROUP: tl.constexpr,
     C_PAD: tl.constexpr,
     REQUESTS_PAD: tl.constexpr,
+    HALF: tl.constexpr,
+    PARTS: tl.constexpr,
     KEY_TILE: tl.constexpr,
     ROW_TILE: tl.constexpr,
     QUERY_TILE: tl.constexpr,
+    FACTOR_TILE: tl.constexpr,
     KEY_BITS: tl.constexpr,
     DIGIT_BITS: tl.constexpr,
 ):
@@ -231,7 +190,15 @@ def _seal_kernel(
             if SCORER == "streaming_llm":
                 score = token.to(tl.float32)
             elif SCORER == "key_norm" or SCORER == "key_diff":
-                score = _key_scores(rows, in_chunk, count, SCORER, D, KEY_TILE)
+                score = of_keys(rows, in_chunk, count, SCORER, D, KEY_TILE)
+            elif SCORER == "expected_attention":
+                of_model = tl.load(layer_table_ptr + layer * 2 + 1)
+                first_query_head = (of_model * HEADS + head) * GROUP
+                score = expected(
+                    rows, in_chunk, mean_ptr + first_query_head * D,
+                    factor_ptr + first_query_head * (D * D), rotation_ptr + chunk * (2 * HALF),
+                    softmax_scale, epsilon, D, HALF, GROUP, KEY_TILE, FACTOR_TILE, PARTS,
+                )  # fmt: skip
             else:
                 mean = tl.zeros([C_PAD], tl.float32)
                 ring_table = ring_table_ptr + request.to(tl.int64) * stride_ring_table
@@ -259,12 +226,12 @@ def _seal_kernel(
                             new += of_head * stride_query_head
                             queries = tl.where(at >= old, new, queries)
                         of_other = rows + (by - head) * stride_recent_head
-                        mean += _attention(
+                        mean += attention(
                             queries, is_query, of_other, in_chunk, softmax_scale, D, KEY_TILE
                         )
                 score = mean / (ALL * EACH)
                 if SCORER == "snap_kv":
-                    score = _smooth(score, SMOOTH)
+                    score = smooth(score, SMOOTH)
             key = _order(score, position < S, in_chunk)
             kept = in_chunk & (key >= _nth_largest(key, keep, KEY_BITS, DIGIT_BITS))
 
@@ -278,6 +245,7 @@ def _seal_kernel(
 
 
 _DIGIT_BITS = 4
+_PARTS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # that hold a float32's bits
 _PROGRAMS_PER_PROCESSOR = 4
 _INTERPRETED_PROGRAMS = 3
 
@@ -290,12 +258,16 @@ def _num_programs(cache: Tensor) -> int:
 
 
 class Shape(NamedTuple):
-    """How a launch is cut: tiles in elements of a row, and what Triton is told."""
+    """How a launch is cut: tiles in elements of a row, and what Triton is told.
+
+    `factor_tile` is for `expected_attention`.
+    """
 
     key_tile: int
     row_tile: int
     warps: int
     stages: int
+    factor_tile: int = 16
 
 
 def _shape(scorer: str, C_pad: int, head_size: int, itemsize: int) -> Shape:
@@ -304,6 +276,8 @@ def _shape(scorer: str, C_pad: int, head_size: int, itemsize: int) -> Shape:
     Scorers that multiply matrices want the keys in few tiles; float32 ones must fit the shared
     memory. The others are faster as smaller programs, several of them on a processor.
     """
+    if scorer == "expected_attention":
+        return _expected_shape(C_pad, head_size, itemsize)
     attends = scorer in ("snap_kv", "tova")
     elements = (1 << 15 if itemsize == 2 else 1 << 14) if attends else 1 << 13
 
@@ -315,6 +289,17 @@ def _shape(scorer: str, C_pad: int, head_size: int, itemsize: int) -> Shape:
     else:
         warps = min(16, max(4, C_pad * 16 // 2048))
     return Shape(tile(head_size), tile(2 * head_size), warps, 3 if itemsize == 2 else 1)
+
+
+def _expected_shape(C_pad: int, head_size: int, itemsize: int) -> Shape:
+    """Tiles for `expected_attention`: keys, a product and what it is made of fit the registers.
+
+    Float32, which serves tests only, is multiplied without matrix units and takes the least.
+    """
+    if itemsize > 2:
+        return Shape(key_tile=16, row_tile=16, warps=8, stages=1)
+    tile = max(16, min(64, triton.next_power_of_2(head_size), (1 << 14) // C_pad))
+    return Shape(tile, 2 * tile, 8 if C_pad < 1024 else 16, 2, factor_tile=tile)
 
 
 def seal_decode(
@@ -331,6 +316,7 @@ def seal_decode(
     ring: Tensor | None = None,
     ring_table: Tensor | None = None,
     query: Tensor | None = None,
+    statistics: QueryStatistics | None = None,
 ) -> None:
     """See `tangram.kernels.seal_decode.seal_decode`."""
     g, recent_cache = tables.geometry, tables.recent_cache
@@ -348,11 +334,14 @@ def seal_decode(
     if scorer in ("snap_kv", "tova"):
         assert ring is not None and ring_table is not None and ring.stride(4) == 1
         assert query is None or (query.dtype == ring.dtype and len(tables.layers) == 1)
+    if scorer == "expected_attention":
+        assert statistics is not None and statistics.factor.shape[1] == g.num_query_heads
     # What a scorer does not read stands for what it is not given.
     ring = recent_cache[None] if ring is None else ring
     ring_table = recent_table if ring_table is None else ring_table
     given = query
     query = ring[0, 0] if query is None else query
+    of_queries = (recent_cache,) * 3 if statistics is None else statistics.tensors
     _seal_kernel[(_num_programs(recent_cache),)](
         recent_cache,
         sealed_cache,
@@ -365,8 +354,10 @@ def seal_decode(
         seq_lens,
         tables.layer_table,
         tables.head_table,
+        *of_queries,
         requests,
         softmax_scale,
+        0.0 if statistics is None else statistics.epsilon,
         *recent_cache.stride()[:3],
         *sealed_cache.stride()[:4],
         *ring.stride()[:4],
@@ -389,9 +380,12 @@ def seal_decode(
         GROUP=g.queries_per_kv_head,
         C_PAD=C_pad,
         REQUESTS_PAD=max(128, triton.next_power_of_2(requests)),
+        HALF=0 if statistics is None else statistics.rotation.shape[1],
+        PARTS=_PARTS[recent_cache.dtype],
         KEY_TILE=shape.key_tile,
         ROW_TILE=shape.row_tile,
         QUERY_TILE=16,
+        FACTOR_TILE=shape.factor_tile,
         KEY_BITS=key_bits,
         DIGIT_BITS=_DIGIT_BITS,
         num_warps=shape.warps,

@@ -1,0 +1,77 @@
+"""What `expected_attention` knows of queries, as a sealing launch reads it; made once, at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QueryStatistics:
+    """Gaussian queries of all layers before RoPE, and how far RoPE turns them on the average.
+
+    All in float32, like the scorer's own arithmetic. Of 16-bit statistics, and of TF32 products of
+    these, logits are off by more than the 11 bits of a score that count.
+
+    Attributes:
+        mean: [layers, query_heads, head_size].
+        factor: [layers, query_heads, head_size, head_size]; factor @ factor^T is the covariance.
+        rotation: [chunks, rotary_dim / 2, 2], cosine and sine of the average rotation after every
+            chunk's boundary. Pair i is dimensions i and i + rotary_dim / 2.
+        epsilon: parameter of the scorer.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    rotation: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(
+        cls,
+        mean: Tensor,
+        covariance: Tensor,
+        rotation: Tensor,
+        *,
+        epsilon: float,
+        device: torch.device | str,
+    ) -> QueryStatistics:
+        """The statistics on a device.
+
+        Args:
+            mean: [layers, query_heads, head_size].
+            covariance: [layers, query_heads, head_size, head_size].
+            rotation: [chunks, rotary_dim / 2] complex64: row j belongs to boundary (j + 1) * C.
+            epsilon: parameter of the scorer.
+            device: where launches read them.
+        """
+        # A layer at a time: all of them in float64 are some hundred megabytes.
+        factor = torch.stack([_factor(layer).float() for layer in covariance])
+        return cls(
+            mean=mean.float().contiguous().to(device),
+            factor=factor.to(device),
+            rotation=torch.view_as_real(rotation).float().contiguous().to(device),
+            epsilon=float(epsilon),
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, factor and rotation."""
+        return self.mean, self.factor, self.rotation
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """F [..., n, n] float64 with F @ F^T the symmetric part of [..., n, n].
+
+    A covariance of few samples has directions without variance, which rounding may make negative;
+    these count as zero.
+    """
+    covariance = covariance.double()
+    covariance = (covariance + covariance.mT) / 2
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    for index in failed.nonzero().tolist():
+        values, vectors = torch.linalg.eigh(covariance[tuple(index)])
+        factor[tuple(index)] = vectors * values.clamp(min=0).sqrt()
+    return factor

@@ -1,0 +1,150 @@
+"""A worker's kernels put together, without a worker: what a step and the warm-up run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tangram.scorers import get_scorer
+from tangram.vllm_plugin import device as device_module
+from tangram.vllm_plugin.device import DeviceKernels
+from tangram.vllm_plugin.step import LayerStep
+from tests.kernels import test_seal_decode as sealing
+from tests.kernels.inputs import make_geometry
+from tests.kernels.paged_attention import paged_attention
+
+
+@pytest.fixture
+def few_processors(kernel_device, monkeypatch):
+    """A device of two processors, where there is no GPU to ask."""
+    if kernel_device == "cpu":
+        fake = SimpleNamespace(multi_processor_count=2)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: fake)
+    return kernel_device
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of what a step runs, in order; everything runs nevertheless."""
+    names = []
+    for name in ("store", "seal_decode", "prefill_attention", "decode_attention"):
+        function = getattr(device_module, name)
+
+        def record(*args, name=name, function=function, **options):
+            names.append(name)
+            return function(*args, **options)
+
+        monkeypatch.setattr(device_module, name, record)
+    return names
+
+
+class Worker:
+    """The caches of a case on a device, the kernels over them, and stand-ins for vLLM's layers."""
+
+    def __init__(self, case, scorer, device, flash=None):
+        g, self.device = case.pool.geometry, torch.device(device)
+        self.case, self.base = case, case.base.to(device, copy=True)
+        self.recent = sealing.recent_caches(case, self.base)
+        self.sealed = SimpleNamespace(
+            geometry=g, pages=sealing.in_base(case.pool.sealed_cache, self.base), drift=None
+        )
+        self.ring = None
+        if g.has_query_ring:
+            ring = case.ring.to(device, copy=True)
+            self.ring = SimpleNamespace(
+                geometry=g, queries=ring, kv_cache=ring, layer=lambda layer: ring[:, :, layer]
+            )
+        statistics = None
+        if scorer.needs_statistics:
+            chunks = int(case.seq_lens.max()) // g.chunk_size_tokens
+            statistics = sealing.on_device(case.statistics, g, scorer, chunks, device)
+        self.kernels = DeviceKernels(
+            g,
+            scorer,
+            self.device,
+            [len(case.seq_lens)],
+            lambda: self.recent,
+            flash=flash,
+            statistics=statistics,
+        )
+
+    def decode(self):
+        """One decode step of all layers, whose rows are stored already: their slots are padding."""
+        case, g = self.case, self.case.pool.geometry
+        put = lambda tensor: None if tensor is None else tensor.to(self.device)  # noqa: E731
+        self.kernels.prepare_decode(len(case.seq_lens))
+        for layer in range(g.num_layers):
+            query = put(case.query)
+            self.kernels.run(
+                LayerStep(
+                    layer=layer,
+                    softmax_scale=sealing.SCALE,
+                    query=query,
+                    key=query[:, : g.num_kv_heads],
+                    value=query[:, : g.num_kv_heads],
+                    out=torch.empty_like(query),
+                    recent_cache=self.recent[layer],
+                    sealed=self.sealed,
+                    ring=self.ring,
+                    recent_table=put(case.pool.recent_table),
+                    sealed_table=put(case.pool.sealed_table),
+                    ring_table=put(case.ring_table),
+                    slot_mapping=torch.full((len(query),), -1, device=self.device),
+                    query_start=put(case.query_start),
+                    seq_lens=put(case.seq_lens),
+                    host=None,
+                )
+            )
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_decode_step_seals_by_the_statistics_of_queries(few_processors, swapped):
+    """Of other budgets too, once they are swapped in."""
+    name, device = "expected_attention", few_processors
+    dtype = torch.float16
+    g = make_geometry([[1, 2], [3, 1]], dtype=dtype)
+    case = sealing.make_case(g, [64, 128, 70], dtype=dtype, seed=1)
+    worker = Worker(case, get_scorer(name), device)
+    if swapped:
+        other = make_geometry([[2, 1], [1, 3]], dtype=dtype)
+        assert other.block_bytes == g.block_bytes
+        case.pool.geometry = worker.sealed.geometry = other
+        worker.kernels = worker.kernels.for_layout(other)
+    worker.decode()
+    expected = sealing.expected_base(case, [0, 1], name, {})
+    assert torch.equal(sealing.bits(worker.base.cpu()), sealing.bits(expected))
+    assert not torch.equal(sealing.bits(expected), sealing.bits(case.base))
+
+
+@pytest.mark.parametrize("name", ["key_diff", "snap_kv", "expected_attention"])
+def test_the_warm_up_runs_a_prompt_once_and_touches_the_null_block_alone(
+    few_processors, launches, name
+):
+    dtype, scorer = torch.float16, get_scorer(name)
+    g = make_geometry([[1, 2]], dtype=dtype, has_query_ring=scorer.needs_window_queries)
+    worker = Worker(sealing.make_case(g, [64, 70], dtype=dtype), scorer, few_processors)
+    worker.base[0] = 0  # as caches are when vLLM makes them
+    rings = [] if worker.ring is None else [worker.ring.queries]
+    before = [tensor.clone() for tensor in (worker.base, *rings)]
+    worker.kernels.warm_up(worker.sealed, worker.ring)
+    assert launches == ["seal_decode", "prefill_attention"]
+    for tensor, was in zip((worker.base, *rings), before, strict=True):
+        assert torch.equal(sealing.bits(tensor[1:]), sealing.bits(was[1:]))
+    worker.kernels.warm_up(worker.sealed, worker.ring)
+    assert len(launches) == 2
+
+
+def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors, launches):
+    calls = []
+
+    def flash(**arguments):
+        calls.append(arguments["block_table"])
+        return paged_attention(**arguments)
+
+    g = make_geometry([[1, 2]], dtype=torch.float16)
+    case = sealing.make_case(g, [64, 70], dtype=torch.float16)
+    worker = Worker(case, get_scorer("key_diff"), few_processors, flash)
+    worker.base[0] = 0
+    worker.kernels.warm_up(worker.sealed, worker.ring)
+    assert launches == ["seal_decode", "prefill_attention"] * 2
+    assert len(calls) == 1 and len(calls[0]) == g.num_kv_heads
