@@ -7,13 +7,14 @@ samples instead of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from tangram.budgets import BudgetProblem
 from tangram.calibrate.meter import Meter
-from tangram.calibrate.moves import PageWorth, move_pages, pair_moves, shake_pages
+from tangram.calibrate.moves import PageWorth, against_all, between, move_pages, shake_pages
 from tangram.geometry import HeadGroups
 
 ROUND = 25
@@ -23,6 +24,10 @@ PATIENCE = 4
 FIRST_STEP, LARGEST_STEP = 0.08, 0.2
 """Part of all pages that a move may take; it grows by GROWTH with success and shrinks without."""
 GROWTH, SHRINKAGE = 1.4, 0.9
+AGAINST_ALL = (-1.0, -0.5, 0.5, 1.0)
+"""What one group gives all others or takes of them, in parts of its pages above the floor."""
+BETWEEN = (0.0, 0.5, 1.0)
+"""What one group gives another, in such parts; 0: one page."""
 SHAKEN_PART = 0.3
 """Part of the pages above the floor that a restart moves at random."""
 RESTARTS = 8
@@ -95,37 +100,45 @@ def _polish(
     rng: np.random.Generator,
     progress: Callable[[str], None],
 ) -> HeadGroups:
-    """Move pages between two groups at a time until no such move helps; as `_improve` else.
+    """Move pages of one group at a time until no such move helps; as `_improve` else.
 
-    A belief that is linear near one point misses what only helps together; pairs miss less.
+    A belief that is linear near one point misses what only helps when it is whole.
     """
     current = best = start
     rounds_left, helped = PATIENCE, True
     while helped and rounds_left > 0:
         helped = False
-        moves = pair_moves(
-            pages_of(current).reshape(-1), rng, floor=problem.floor_pages, most=problem.max_pages
-        )
-        for donor, receiver, count in moves:
+        for move in _single_moves(problem.num_groups, rng):
             if meter.spent():
                 return min(current, best, key=meter.check)
-            pages = pages_of(current).copy()
-            pages.flat[donor] -= count
-            pages.flat[receiver] += count
-            if pages.flat[donor] < problem.floor_pages or pages.flat[receiver] > problem.max_pages:
-                continue  # a move before it has changed these groups
-            trial = HeadGroups.from_lists(current.to_lists()[0], pages.tolist())
+            pages = pages_of(current)
+            moved = move(pages.reshape(-1), floor=problem.floor_pages, most=problem.max_pages)
+            trial = _with_pages(current, moved)
+            if trial == current:
+                continue
             ratio, whole = meter.ratio(trial, current)
             if not whole or ratio >= 1:
                 continue
             current, helped = trial, True
-            progress(f"moved between two: {meter.whole(current):.6f}")
+            progress(f"moved: {meter.whole(current):.6f}")
             rounds_left -= 1
             if meter.check(current) < meter.check(best):
                 best, rounds_left = current, PATIENCE
             if rounds_left == 0:
                 break
     return best
+
+
+def _single_moves(num_groups: int, rng: np.random.Generator) -> Iterator[Callable[..., np.ndarray]]:
+    """First every group against all others, then every pair, each in random order."""
+    for group in rng.permutation(num_groups):
+        for change in AGAINST_ALL:
+            yield partial(against_all, group=group, change=change)
+    for pair in rng.permutation(num_groups * num_groups):
+        donor, receiver = divmod(int(pair), num_groups)
+        if donor != receiver:
+            for part in BETWEEN:
+                yield partial(between, donor=donor, receiver=receiver, part=part)
 
 
 def _draw_move(
@@ -147,7 +160,7 @@ def _draw_move(
             floor=problem.floor_pages,
             most=problem.max_pages,
         )
-        trial = HeadGroups.from_lists(current.to_lists()[0], moved.reshape(pages.shape).tolist())
+        trial = _with_pages(current, moved)
         if trial not in seen:
             return trial
     return None
@@ -155,11 +168,17 @@ def _draw_move(
 
 def _shaken(problem: BudgetProblem, rng: np.random.Generator, budgets: HeadGroups) -> HeadGroups:
     """Budgets with a part of the pages above the floor moved at random."""
-    pages = pages_of(budgets)
-    shaken = shake_pages(
-        pages.reshape(-1), rng, SHAKEN_PART, floor=problem.floor_pages, most=problem.max_pages
+    pages = pages_of(budgets).reshape(-1)
+    return _with_pages(
+        budgets,
+        shake_pages(pages, rng, SHAKEN_PART, floor=problem.floor_pages, most=problem.max_pages),
     )
-    return HeadGroups.from_lists(budgets.to_lists()[0], shaken.reshape(pages.shape).tolist())
+
+
+def _with_pages(budgets: HeadGroups, pages: np.ndarray) -> HeadGroups:
+    """The same groups of heads with other pages, [layers * groups]."""
+    shape = np.asarray(budgets.pages).shape
+    return HeadGroups.from_lists(budgets.to_lists()[0], pages.reshape(shape).tolist())
 
 
 def pages_of(head_groups: HeadGroups) -> np.ndarray:

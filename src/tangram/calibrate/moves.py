@@ -9,9 +9,11 @@ be alike, so whole layers are learned before single groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import numpy as np
+
+from tangram.budgets.grouping import scale_to_total
 
 TOTAL_WORTH = 3.0
 """Belief beforehand: fall of log divergence when all pages grow e-fold, dealt in proportion to
@@ -96,30 +98,46 @@ def move_pages(
     return made
 
 
-def pair_moves(
-    pages: np.ndarray, rng: np.random.Generator, *, floor: int, most: int
-) -> Iterator[tuple[int, int, int]]:
-    """Every (donor, receiver, pages) between two groups, in random order.
-
-    A donor gives one page, half of what it can, or all of it.
+def against_all(
+    pages: np.ndarray, group: int, change: float, *, floor: int, most: int
+) -> np.ndarray:
+    """Pages after one group has given to all others, or taken of them, in proportion to theirs.
 
     Args:
         pages: [groups] int64.
-        rng: of the order.
+        group: which.
+        change: what it takes, in parts of its pages above the floor; negative for what it gives. At
+            least a page.
         floor: fewest pages of a group.
         most: most pages of a group.
+
+    Returns:
+        [groups] int64 with the same sum; the same pages where nothing can move.
     """
-    free, room = pages - floor, most - pages
-    moves = [
-        (donor, receiver, count)
-        for donor in np.flatnonzero(free)
-        for receiver in np.flatnonzero(room)
-        if donor != receiver
-        for count in sorted({1, free[donor] // 2, free[donor]} - {0})
-        if count <= room[receiver]
-    ]
-    for index in rng.permutation(len(moves)):
-        yield moves[index]
+    total, others = int(pages.sum()), np.arange(pages.size) != group
+    least = total - most * (pages.size - 1), floor
+    largest = total - floor * (pages.size - 1), most
+    step = max(1, round(abs(change) * (pages[group] - floor)))
+    wanted = np.clip(pages[group] + math.copysign(step, change), max(least), min(largest))
+    made = pages.copy()
+    made[group] = int(wanted)
+    made[others] = scale_to_total(pages[others], total - int(wanted), floor, most)
+    return made
+
+
+def between(
+    pages: np.ndarray, donor: int, receiver: int, part: float, *, floor: int, most: int
+) -> np.ndarray:
+    """Pages after one group has given another a part of what it has above the floor, or one page.
+
+    As much as the receiver has room for; else as `against_all`.
+    """
+    count = max(1, int(part * (pages[donor] - floor)))
+    count = int(min(count, pages[donor] - floor, most - pages[receiver]))
+    made = pages.copy()
+    made[donor] -= count
+    made[receiver] += count
+    return made
 
 
 def shake_pages(

@@ -10,7 +10,7 @@ from tangram.budgets import BudgetProblem, MeasuredEntry, with_entry
 from tangram.budgets.curves import greedy_pages
 from tangram.budgets.grouping import head_pages
 from tangram.calibrate.candidates import blends, single_rules
-from tangram.calibrate.moves import PageWorth, move_pages, pair_moves, shake_pages
+from tangram.calibrate.moves import PageWorth, against_all, between, move_pages, shake_pages
 from tangram.calibrate.search import search_budgets
 from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity, Profile
@@ -105,14 +105,26 @@ def test_pairs_find_what_a_linear_belief_does_not():
     assert found.divergence < 0.2 * best
 
 
-def test_pair_moves_are_all_there_once_and_obey_the_bounds():
-    pages = np.array([1, 2, 6, 16])
-    moves = list(pair_moves(pages, np.random.default_rng(0), floor=1, most=16))
-    assert len(set(moves)) == len(moves)
-    assert {m for m in moves if m[0] == 1} == {(1, 0, 1), (1, 2, 1)}
-    assert {m for m in moves if m[0] == 2} == {(2, r, n) for r in (0, 1) for n in (1, 2, 5)}
-    assert {m for m in moves if m[:2] == (3, 1)} == {(3, 1, 1), (3, 1, 7)}  # room for 14
-    assert (3, 2, 15) not in moves and (3, 0, 15) in moves
+def test_one_group_gives_to_all_others_and_takes_of_them():
+    pages, bounds = np.array([1, 2, 5, 16]), dict(floor=1, most=16)
+    assert against_all(pages, 2, -1.0, **bounds).tolist() == [2, 5, 1, 16]
+    assert against_all(pages, 2, -0.5, **bounds).tolist() == [2, 3, 3, 16]
+    assert against_all(pages, 2, 1.0, **bounds).tolist() == [1, 2, 9, 12]
+    assert against_all(pages, 0, 0.5, **bounds).sum() == pages.sum()  # a page, if no more
+    assert against_all(pages, 0, 0.5, **bounds)[0] == 2
+    assert against_all(pages, 3, 1.0, **bounds).tolist() == pages.tolist()  # it is full
+    assert against_all(pages, 0, -1.0, **bounds).tolist() == pages.tolist()  # on the floor
+    full = np.full(3, 16)
+    assert against_all(full, 0, -1.0, **bounds).tolist() == full.tolist()
+
+
+def test_one_group_gives_to_another():
+    pages, bounds = np.array([1, 2, 6, 16]), dict(floor=1, most=16)
+    assert between(pages, 2, 0, 0.0, **bounds).tolist() == [2, 2, 5, 16]
+    assert between(pages, 2, 0, 0.5, **bounds).tolist() == [3, 2, 4, 16]
+    assert between(pages, 2, 0, 1.0, **bounds).tolist() == [6, 2, 1, 16]
+    assert between(pages, 3, 2, 1.0, **bounds).tolist() == [1, 2, 16, 6]  # its room
+    assert between(pages, 0, 2, 1.0, **bounds).tolist() == pages.tolist()
 
 
 def test_shaken_pages_keep_their_sum_and_the_bounds():
