@@ -61,8 +61,12 @@ CUDA = Device(
     head_size=64,
     # What it keeps depends on positions alone: no rounding can tip a choice.
     schedule_scorers=("streaming_llm",),
-    options=dict(gpu_memory_utilization=0.2, max_num_seqs=32),
-    # Some builds of FlashAttention 3 leave float16 out.
+    # Some builds of FlashAttention 3 leave float16 out, and end the process when asked for it.
+    options=dict(
+        gpu_memory_utilization=0.2,
+        max_num_seqs=32,
+        attention_config={"flash_attn_version": 2},
+    ),
     stock=dict(attention_backend="TRITON_ATTN"),
     graphs=dict(
         enforce_eager=False,

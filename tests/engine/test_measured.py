@@ -37,6 +37,10 @@ SIZES = dict(
 )
 OPTIONS = dict(compression_ratio=0.3, compression_chunk_size=64, page_group_size=2)
 READING = dict(dtype=DEVICE.dtype, kv_cache_memory_bytes=CACHE_BYTES)
+if DEVICE.has_kernels:
+    READING["attention_config"] = DEVICE.options["attention_config"]
+# Engines of both kinds, which FlashAttention serves without compression.
+READING_BOTH = {**READING, "dtype": "bfloat16"} if DEVICE.has_kernels else READING
 EXACT = DEVICE.dtype == "float32"
 
 
@@ -216,7 +220,7 @@ def test_measuring_finds_budgets_that_diverge_less_and_the_engine_takes_them(tmp
         time_limit_s=600,
         max_evaluations=36,
         progress=told.append,
-        **READING,
+        **READING_BOTH,
     )
     [entry] = measured_entries(measured)
     assert (entry.ratio, entry.sizes) == (0.3, (2, 64, 16, 4))

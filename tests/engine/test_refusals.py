@@ -203,7 +203,8 @@ def parse_flags(*flags: str):
 def parse(*flags: str):
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    return AsyncEngineArgs.from_cli_args(parse_flags(*flags))
+    parsed = parse_flags(*flags)  # first: it loads the plugin, which replaces the method
+    return AsyncEngineArgs.from_cli_args(parsed)
 
 
 def test_several_api_servers_get_the_options_with_their_arguments():

@@ -60,7 +60,8 @@ def server(tmp_path_factory):
 
 def flag(option: str, value: object) -> tuple[str, str]:
     """As a server takes what `vllm.LLM` takes."""
-    return "--" + option.replace("_", "-"), str(value)
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return "--" + option.replace("_", "-"), text
 
 
 def client(server) -> openai.AsyncOpenAI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -136,6 +137,9 @@ def flash_attention():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", CASES + LARGE, ids=lambda case: case.name)
 def test_with_flash_attention_both_parts_agree_with_the_reference(case, dtype, flash_attention):
+    all_there = (dtype, case.layout.get("head_size", 64) > 128) == (torch.bfloat16, False)
+    if not all_there and "TANGRAM_TEST_ALL_FLASH" not in os.environ:
+        pytest.skip("a build without such kernels would end the process: TANGRAM_TEST_ALL_FLASH=1")
     attention = flash_attention(make_geometry(case.pages, dtype=dtype, **case.layout), dtype)
     assert error(case, "cuda", dtype, None, attention=attention) < TOLERANCE[dtype]
 
@@ -286,8 +290,9 @@ def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
 
     pairs = sealed_pairs(pool.geometry, segments)
     monkeypatch.setattr(device, "MIN_PAIRS", pairs if worth_it else pairs + 1)
-    sms = SimpleNamespace(multi_processor_count=2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sms)
+    if kernel_device == "cpu":
+        sms = SimpleNamespace(multi_processor_count=2)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sms)
     kernels = device.DeviceKernels(
         pool.geometry, get_scorer("key_diff"), torch.device(kernel_device), (), list, attention
     )

@@ -17,14 +17,22 @@ PROBE_TOLERANCE = 0.03
 
 
 def find_flash_attention(
-    geometry: Geometry, dtype: torch.dtype, device: torch.device
+    geometry: Geometry, dtype: torch.dtype, device: torch.device, version: int | None = None
 ) -> PagedAttention | None:
     """FlashAttention 3 for the sealed part of prefill, or None where Triton does all of it.
 
-    Needs a Hopper GPU, a layout that `fits`, and a build of vLLM's that has the type: which types
-    and head sizes a build has only a call tells, so a tiny one is made and its result compared.
+    Needs a Hopper GPU, a layout that `fits`, and a build of vLLM's that has the type: a tiny call
+    is made and its result compared. A build without kernels for a type that vLLM's own have ends
+    the process at such a call; there `--attention-config.flash_attn_version 2` keeps it from being
+    made.
+
+    Args:
+        geometry: the layout.
+        dtype: of queries, keys and values.
+        device: where they are.
+        version: of FlashAttention that vLLM was told to take, None if that was left to it.
     """
-    if device.type != "cuda" or not fits(geometry):
+    if device.type != "cuda" or not fits(geometry) or version not in (None, 3):
         return None
     try:
         from vllm.v1.attention.backends.fa_utils import is_fa_version_supported

@@ -100,7 +100,12 @@ class SealedCache(_SharedCache):
             device,
             vllm_config.compilation_config.cudagraph_capture_sizes or (),
             recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
-            flash=find_flash_attention(self.geometry, self.dtype, device),
+            flash=find_flash_attention(
+                self.geometry,
+                self.dtype,
+                device,
+                vllm_config.attention_config.flash_attn_version,
+            ),
             statistics=query_statistics(
                 self.scorer,
                 self._profile,

@@ -20,6 +20,10 @@ def test_there_is_none_for_a_layout_whose_rows_begin_in_the_middle_of_a_page():
     assert find_flash_attention(layout, torch.bfloat16, torch.device("cuda")) is None
 
 
+def test_there_is_none_where_vllm_was_told_to_take_another_version():
+    assert find_flash_attention(LAYOUT, torch.bfloat16, torch.device("cuda"), version=2) is None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_probe_agrees_with_the_contract(dtype):
     assert probe(paged_attention, LAYOUT, dtype, CPU) < PROBE_TOLERANCE

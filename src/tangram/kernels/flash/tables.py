@@ -20,11 +20,11 @@ from tangram.kernels.segments import Segments
 
 SEGMENT_COLUMNS = ("request", "first_query", "num_queries", "sealed_chunks", "first_gathered")
 
-MIN_PAIRS = 1 << 25
-"""Pairs of a query head's query and a sealed row, in a layer of mean budgets, from which on a step
-is FlashAttention's. An estimate, which the benchmark's sweep checks: at head size 128 so many pairs
-take 57 us at the Triton kernel's 300 TFLOP/s and half of that at twice its rate, and the gather and
-two launches more are put at 20 us."""
+MIN_PAIRS = 1 << 26
+"""Pairs of a query head's query and a sealed row, in a layer of mean budgets, from which on
+FlashAttention's rate is worth a gather of the queries and two launches more. On an H200 the device
+gains from half as many on, but the host takes 0.2 to 0.3 ms a layer for the call, which shows in
+steps that are shorter than that: see docs/performance.md."""
 
 
 def fits(geometry: Geometry) -> bool:
