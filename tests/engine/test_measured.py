@@ -40,7 +40,9 @@ READING = dict(dtype=DEVICE.dtype, kv_cache_memory_bytes=CACHE_BYTES)
 if DEVICE.has_kernels:
     READING["attention_config"] = DEVICE.options["attention_config"]
 # Engines of both kinds, which FlashAttention serves without compression.
-READING_BOTH = {**READING, "dtype": "bfloat16"} if DEVICE.has_kernels else READING
+READING_BOTH = dict(
+    dtype="bfloat16" if DEVICE.has_kernels else DEVICE.dtype, kv_cache_memory_bytes=CACHE_BYTES
+)
 EXACT = DEVICE.dtype == "float32"
 
 

@@ -194,8 +194,12 @@ def assert_one_request(found: dict[str, float], num_prompt: int) -> int:
     tokens, rest = divmod(found["saved_bytes"] + g.pool_bytes(blocks.total), g.token_bytes)
     assert rest == 0 and tokens >= num_prompt
     tokens = int(tokens)
-    # Blocks that a step makes needless are given back when the next one is scheduled.
-    assert blocks == g.blocks_held(tokens, 0 if tokens == num_prompt else tokens - 1)
+    # Blocks that a step makes needless are given back when the next one is scheduled: with async
+    # scheduling that is one step later.
+    after_prompt = tokens - num_prompt
+    allowed = [g.blocks_held(tokens, tokens - 1)] if after_prompt else []
+    allowed += [g.blocks_held(tokens, 0)] if after_prompt <= 1 else []
+    assert blocks in allowed
     rows = g.retained_rows(tokens // CHUNK, 1)
     assert (found["retained_rows"], found["retained_bytes"]) == (rows, rows * g.row_bytes)
     return tokens
