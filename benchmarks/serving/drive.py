@@ -267,9 +267,7 @@ def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[s
     """Machine, versions, commit and command; asks no library that would start a CUDA context."""
     root = Path(__file__).resolve().parents[2]
     return {
-        "machine": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        or platform.processor()
-        or platform.machine(),
+        "machine": _gpus() or platform.processor() or platform.machine(),
         "host": machine(),
         "versions": versions(),
         "commit": args.commit or _output("git", "-C", str(root), "describe", "--always", "--dirty"),
@@ -278,6 +276,13 @@ def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[s
         "scorer": args.scorer,
         "seed": args.seed,
     }
+
+
+def _gpus() -> str | None:
+    """`NVIDIA H200`, or `4 x NVIDIA H200` on a machine of several."""
+    names = (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+    counts = {name: names.count(name) for name in names}
+    return ", ".join(n if many == 1 else f"{many} x {n}" for n, many in counts.items()) or None
 
 
 def _output(*command: str) -> str | None:
