@@ -66,6 +66,7 @@ class Worker:
             lambda: self.recent,
             flash=flash,
             statistics=statistics,
+            max_step_tokens=100,
         )
 
     def decode(self):
@@ -148,3 +149,7 @@ def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors,
     worker.kernels.warm_up(worker.sealed, worker.ring)
     assert launches == ["seal_decode", "prefill_attention"] * 2
     assert len(calls) == 1 and len(calls[0]) == g.num_kv_heads
+    # Room for a step of 100 tokens is taken by now.
+    workspace, rows = worker.kernels._flash_workspace, (100, g.num_query_heads, g.head_size)
+    before = workspace.give("out", torch.float16, 1).data_ptr()
+    assert workspace.give("out", torch.float16, *rows).data_ptr() == before

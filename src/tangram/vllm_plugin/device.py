@@ -70,6 +70,8 @@ class DeviceKernels:
         recent_caches: gives the recent cache of every layer, once they are bound.
         flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
         statistics: of queries, for a scorer that needs them.
+        max_step_tokens: tokens of a step for which FlashAttention's buffers have room from the
+            warm-up on, when vLLM still looks at how much memory is taken.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class DeviceKernels:
         recent_caches: Callable[[], list[Tensor]],
         flash: PagedAttention | None = None,
         statistics: QueryStatistics | None = None,
+        max_step_tokens: int = 0,
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
         self._kernel_size = scorer.parameters().get("kernel_size", 5)
@@ -100,6 +103,7 @@ class DeviceKernels:
         ]
         self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
         self._flash, self._flash_workspace = flash, SealedWorkspace(device)
+        self._max_step_tokens = max_step_tokens
         made = [
             self._decode_tables(layer, size)
             for size in self._batch_sizes
@@ -118,6 +122,7 @@ class DeviceKernels:
             self._recent_caches,
             self._flash,
             self._statistics,
+            self._max_step_tokens,
         )
 
     def forget_caches(self) -> None:
@@ -142,6 +147,9 @@ class DeviceKernels:
         host.tiles, _ = self.cut(host.segments)
         self._run_mixed(step, host)
         if self._flash is not None:
+            rows = max(1, self._max_step_tokens), *step.query.shape[1:]
+            for name in ("queries", "out"):
+                self._flash_workspace.give(name, step.query.dtype, *rows)
             host.tiles, host.sealed_step = self._cut(host.segments, flash=True)
             self._run_mixed(step, host)
 

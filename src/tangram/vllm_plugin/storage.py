@@ -113,6 +113,7 @@ class SealedCache(_SharedCache):
                 vllm_config.model_config.max_model_len,
                 device,
             ),
+            max_step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
 
     def replace_budgets(self, head_groups: HeadGroups) -> None:
