@@ -270,7 +270,7 @@ def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[s
         "machine": _gpus() or platform.processor() or platform.machine(),
         "host": machine(),
         "versions": versions(),
-        "commit": args.commit or _output("git", "-C", str(root), "describe", "--always", "--dirty"),
+        "commit": args.commit or output("git", "-C", str(root), "describe", "--always", "--dirty"),
         "command": shlex.join(["python", "-m", f"benchmarks.serving.{script}", *argv]),
         "budgets": args.budgets,
         "scorer": args.scorer,
@@ -280,12 +280,13 @@ def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[s
 
 def _gpus() -> str | None:
     """`NVIDIA H200`, or `4 x NVIDIA H200` on a machine of several."""
-    names = (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+    names = (output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
     counts = {name: names.count(name) for name in names}
     return ", ".join(n if many == 1 else f"{many} x {n}" for n, many in counts.items()) or None
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
+    """What a command prints, or None where it fails or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:

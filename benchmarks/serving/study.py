@@ -1,0 +1,282 @@
+"""The serving benchmark from one command, on as many GPUs as there are.
+
+    python -m benchmarks.serving.study --retention FILE --out serving.jsonl
+    python -m benchmarks.serving.study --list
+
+A job is a server and the cells that it plays. Every free GPU takes the next job, so that the sides
+of a pair run at the same time where there are two GPUs, and one after the other where there is one.
+Cells go to --out as they are done; what is there is not run again, so the same command goes on
+where it was stopped. With `--time-limit-s` nothing is begun that could end later, and the exit code
+is 3 while anything is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving import drive
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER_ARGS = "--max-num-batched-tokens 8192 --max-num-seqs 256"
+DRAIN_S = 2.0
+FAILED, LEFT = 1, drive.NOT_DONE
+
+
+@dataclass(frozen=True)
+class Load:
+    """Cells that share their phases, in seconds."""
+
+    cells: tuple[str, ...]
+    warmup: float
+    warmup_most: float
+    window: float
+
+    @property
+    def cell_s(self) -> float:
+        """Longest time of a cell."""
+        return max(self.warmup, self.warmup_most) + self.window + DRAIN_S
+
+
+LONG = Load(("long/closed:20",), 30, 200, 110)
+MID = Load(("mid/closed:48",), 25, 125, 100)
+# Fewer bytes a token, or more: as many users as stock's cache does not hold.
+LONG_7B = replace(LONG, cells=("long/closed:28",), warmup_most=230)
+MID_32B = replace(MID, cells=("mid/closed:12",))
+SHORT = Load(("short/closed:160", "short/closed:48"), 20, 60, 60)
+AGENT = Load(("agent/closed:24",), 30, 120, 100)
+SEARCH = Load(("mid/search:0.2",), 30, 30, 70)
+AT_STOCKS_RATE = replace(SEARCH, cells=("mid/open:stock",))
+"""At the rate that stock was found to sustain: `SEARCH` of stock comes first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One server and what it plays."""
+
+    model: str
+    side: str
+    load: Load
+    ratio: float = 0.25
+
+    @property
+    def name(self) -> str:
+        """Tells jobs apart; a file name too."""
+        cells = "+".join(cell.replace("/", "-").replace(":", "") for cell in self.load.cells)
+        return f"{self.model}-{self.side}-{self.ratio:g}-{cells}"
+
+
+def pair(model: str, load: Load, *sides: str, ratio: float = 0.25) -> list[Job]:
+    """The same load on several sides."""
+    return [Job(model, side, load, ratio) for side in sides or ("stock", "tangram")]
+
+
+Q4 = "qwen3-4b"
+PARTS: dict[str, list[Job]] = {
+    "long": [*pair(Q4, LONG), *pair("llama-3.1-8b", LONG)],
+    "mid": pair(Q4, MID),
+    "short": pair(Q4, SHORT),
+    "saturation": [*pair(Q4, SEARCH), Job(Q4, "tangram", AT_STOCKS_RATE)],
+    "rivals": [*pair(Q4, LONG, "fp8", "offload"), Job(Q4, "tangram", LONG, 0.5)],
+    "ratios": [Job(Q4, "tangram", LONG, 0.1), Job(Q4, "tangram", MID, 0.5)],
+    "models": [*pair("qwen2.5-7b", LONG_7B), *pair("qwen3-32b", MID_32B)],
+    "ablation": pair(Q4, MID, "unragged", "uniform", "stock-nocache", "tangram-nocache"),
+    "agent": pair(Q4, AGENT),
+}
+"""Name -> jobs, in the order in which they are run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run or list the jobs that are asked for."""
+    args = _parser().parse_args(argv)
+    jobs = [job for part in args.parts for job in PARTS[part]]
+    if args.list:
+        for job in jobs:
+            left = ", ".join(_left(job, args.out)) or "done"
+            print(f"{job.model:14} {job.side:16} {job.ratio:<5g} {left}")
+        return 0
+    args.logs.mkdir(parents=True, exist_ok=True)
+    study = Study(jobs, args)
+    workers = [threading.Thread(target=study.work, args=(gpu,)) for gpu in args.gpus]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return FAILED if study.failed else LEFT if study.left else 0
+
+
+class Study:
+    """The jobs that are still to do, shared by the GPUs' threads.
+
+    Args:
+        jobs: in order.
+        args: options of the command.
+        run: runs a command; gives its exit code.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        args: argparse.Namespace,
+        run: Callable[[Job, list[str], str], int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._args, self._clock, self._begun = args, clock, clock()
+        self._run = run or self._run_process
+        self._jobs = list(jobs)
+        self._lock = threading.Condition()
+        self._running = 0
+        self.left = self.failed = 0
+
+    def work(self, gpu: str) -> None:
+        """Do jobs on a GPU until none is left that could be begun."""
+        while (found := self._take()) is not None:
+            job, cells = found
+            try:
+                code = self._run(job, self._command(job, cells), gpu)
+            except OSError as error:
+                print(f"{job.name}: {error}", file=sys.stderr)
+                code = FAILED
+            with self._lock:
+                self._running -= 1
+                self.failed += code not in (0, LEFT)
+                self.left += code == LEFT
+                self._lock.notify_all()
+            print(f"{self._spent():5.0f} s  GPU {gpu}  {job.name}: exit {code}", flush=True)
+
+    def _take(self) -> tuple[Job, list[str]] | None:
+        """The next job that has what it needs; waits while that may still come."""
+        with self._lock:
+            while True:
+                for job in list(self._jobs):
+                    cells = _left(job, self._args.out)
+                    if cells and "stock" in "".join(cells):
+                        continue  # the rate is not known yet
+                    self._jobs.remove(job)
+                    if not cells:
+                        continue
+                    if not self._has_time_for(job):
+                        self.left += 1
+                        continue
+                    self._running += 1
+                    return job, cells
+                if not self._jobs or not self._running:
+                    self.left += len(self._jobs)
+                    self._jobs.clear()
+                    return None
+                self._lock.wait()
+
+    def _spent(self) -> float:
+        return self._clock() - self._begun
+
+    def _has_time_for(self, job: Job) -> bool:
+        limit = self._args.time_limit_s
+        return limit is None or self._spent() + self._args.start_s + job.load.cell_s <= limit
+
+    def _command(self, job: Job, cells: list[str]) -> list[str]:
+        args, load = self._args, job.load
+        command = [
+            "--model", job.model, "--sides", job.side, "--ratio", f"{job.ratio:g}",
+            "--cells", ",".join(cells), "--warmup-s", f"{load.warmup:g}",
+            "--warmup-most-s", f"{load.warmup_most:g}", "--window-s", f"{load.window:g}",
+            "--drain-s", f"{DRAIN_S:g}", "--server-args", SERVER_ARGS,
+            "--start-s", f"{args.start_s:g}", "--out", str(args.out),
+        ]  # fmt: skip
+        for option in ("retention", "commit"):
+            if value := getattr(args, option):
+                command += [f"--{option}", str(value)]
+        if args.time_limit_s is not None:
+            command += ["--time-limit-s", f"{args.time_limit_s - self._spent():.0f}"]
+        return [*command, "--resume"]
+
+    def _run_process(self, job: Job, command: list[str], gpu: str) -> int:
+        logs = self._args.logs / job.name
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / "drive.log").open("w") as log:
+            return subprocess.run(
+                [sys.executable, "-m", "benchmarks.serving.drive", *command, "--logs", str(logs)],
+                cwd=ROOT,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+
+
+def _left(job: Job, out: Path) -> list[str]:
+    """The job's cells that are not in the file, `open:stock` as the rate once that is known."""
+    lines = [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []
+    done = {
+        (line["workload"], line["level"])
+        for line in lines
+        if (line["model"], line["side"], line["phases"])
+        == (job.model, job.side, [job.load.warmup, job.load.window])
+        and line["ratio"] in (None, job.ratio)
+    }
+    left = []
+    for cell in job.load.cells:
+        workload, level = cell.split("/")
+        if level == "open:stock" and (rate := _stocks_rate(job, workload, lines)) is not None:
+            level = f"open:{rate:g}"
+        if (workload, level.replace(":", " ")) not in done:
+            left.append(f"{workload}/{level}")
+    return left
+
+
+def _stocks_rate(job: Job, workload: str, lines: list[dict[str, Any]]) -> float | None:
+    """What stock sustains of a workload, if that was found out."""
+    return next(
+        (
+            line["rate_per_s"]
+            for line in lines
+            if (line["what"], line["side"], line["model"], line["workload"])
+            == ("sustainable", "stock", job.model, workload)
+        ),
+        None,
+    )
+
+
+def _gpus() -> list[str]:
+    """Those that are visible, by number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    listed = drive.output("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+    return listed.split() if listed else ["0"]
+
+
+def _path(text: str) -> Path:
+    """Absolute: the driver runs in the project's root."""
+    return Path(text).resolve()
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    known = dict.fromkeys(PARTS)
+    add("--parts", type=drive.listed(known), default=list(PARTS), help=", ".join(PARTS))
+    add("--gpus", type=lambda text: text.split(","), default=_gpus(), help="numbers, with commas")
+    add("--retention", type=_path, help=".npz of shares of real heads")
+    add("--out", type=_path, default="serving.jsonl", help="JSON lines are appended there")
+    add("--logs", type=_path, default="serving-logs")
+    add("--start-s", type=float, default=150, help="time that a server's start is expected to take")
+    add("--time-limit-s", type=float, help="begin nothing that could end later")
+    add("--commit", help="where the tree is no git checkout")
+    add("--list", action="store_true", help="tell what is done and what is left")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
