@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,16 @@ from tangram.cli.balance import (
 )
 from tangram.cli.installed import versions
 from tangram.cli.models import read_config, refuse_config
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.options import CompressionOptions, add_flags
+from tangram.vllm_plugin.cached import cached_profile
+from tangram.vllm_plugin.options import (
+    AUTO_PROFILE,
+    NO_PROFILE,
+    CompressionOptions,
+    add_flags,
+)
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
 
 GIB = 1 << 30
@@ -43,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     refuse_config(args.model, config)
     identity = ModelIdentity.from_config(config)
     dtype = args.dtype if args.dtype != "auto" else served_dtype(config)
-    plan = make_plan(compression_options(args), identity, ITEMSIZE_BYTES[dtype])
+    options, missing = with_cached_profile(compression_options(args), args.model, identity)
+    plan = make_plan(options, identity, ITEMSIZE_BYTES[dtype])
     contexts = args.contexts or default_contexts(config)
     result = {
         "model": args.model,
@@ -56,6 +63,8 @@ def run(argv: Sequence[str]) -> int:
     }
     console = Console()
     _print(result, console)
+    if missing:
+        console.print(missing, highlight=False)
     console.print(balance_table(result["decode_balance"]))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -135,6 +144,32 @@ def figures(plan: CompressionPlan, memory_bytes: int, contexts: Sequence[int]) -
         },
         "requests": requests,
     }
+
+
+def with_cached_profile(
+    options: CompressionOptions, model: str, identity: ModelIdentity
+) -> tuple[CompressionOptions, str]:
+    """The options with the profile that a server would take by itself, and what is said of it.
+
+    Without a profile in the cache the plan is of uniform budgets, whose total is the same; the
+    sentence says so, and is empty otherwise.
+    """
+    asked = (options.compression_profile or AUTO_PROFILE).lower()
+    if asked != AUTO_PROFILE or options.compression_level == "uniform":
+        return options, ""
+    try:
+        folder = str(Path(model).parent) if Path(model).is_file() else model
+        path = cached_profile(options, folder, identity)
+        if path.is_file():
+            return replace(options, compression_profile=str(path)), ""
+        reason = "no profile of it is cached yet"
+    except ProfileError as error:
+        reason = f"its weights are not here ({error})"
+    return (
+        replace(options, compression_profile=NO_PROFILE),
+        f"{reason}: a server would calibrate one first, with budgets of the same total; those "
+        "shown are uniform, unless --compression-profile names a file.",
+    )
 
 
 def most_blocks(layout: Geometry, context: int) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,15 +19,13 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.profile import ModelIdentity
-from tangram.profile.cache import cached_profile_path, locked, snapshot_folder, weights_digest
+from tangram.profile.cache import locked
 from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.vllm_plugin.cached import cached_profile, calibrate_arguments
 from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.vllm_plugin.plan import group_size, make_plan
 
 logger = logging.getLogger("vllm.tangram")
-
-ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
-"""Environment variable with further arguments of `tangram calibrate` for automatic profiles."""
 
 _REMEDIES = (
     "--compression-profile none serves with uniform budgets, and --compression-profile FILE with "
@@ -77,29 +73,19 @@ def resolve_profile(
     plain = replace(none, compression_level="uniform", compression_scorer=DEFAULT_SCORER)
     make_plan(plain, model, itemsize_bytes)
     options = replace(options, page_group_size=group_size(options, model.num_kv_heads))
-    recipe = shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
     try:
-        weights = weights_digest(snapshot_folder(args.model, args.revision))
+        path = cached_profile(options, args.model, model, args.revision)
     except ProfileError as error:
         raise ConfigurationError(
             f"no profile can be kept for {args.model}: {error}. "
             f"{_REMEDIES.format(model=args.model)}"
         ) from error
-    path = cached_profile_path(
-        model,
-        weights,
-        scorer_name=scorer.name,
-        scorer_parameters=scorer.parameters(),
-        chunk_size_tokens=options.compression_chunk_size,
-        window_size_tokens=options.compression_window_size,
-        n_sink_tokens=options.compression_n_sink_tokens,
-        page_group_size=group_size(options, model.num_kv_heads),
-        recipe=recipe,
-    )
     if not path.is_file():
         with locked(path, lambda: logger.info("waiting for another process to calibrate %s", path)):
             if not path.is_file():
-                _calibrate(path, [*_arguments(path, options, args), *recipe], args.model)
+                _calibrate(
+                    path, [*_arguments(path, options, args), *calibrate_arguments()], args.model
+                )
     return replace(options, compression_profile=str(path))
 
 

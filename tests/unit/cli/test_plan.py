@@ -1,11 +1,16 @@
 """`tangram plan`: its numbers by hand, its JSON, and the models that it refuses."""
 
 import json
+import shutil
 
 import pytest
 
 from tangram import cli
+from tangram.bundled import recall_model_path
 from tangram.cli.plan import most_blocks, served_dtype
+from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.cached import cached_profile
+from tangram.vllm_plugin.options import CompressionOptions
 
 MIB = 1 << 20
 
@@ -84,6 +89,36 @@ def test_the_flags_and_the_dtype_reach_the_plan(llama, tmp_path):
     assert (result["window_size_tokens"], result["page_group_size"]) == (64, 2)
     assert [row["context_tokens"] for row in result["requests"]] == [4096, 16384, 32768, 131072]
     assert result["versions"]["tangram"] and result["identity"]["num_kv_heads"] == 8
+
+
+def test_the_profile_that_a_server_would_take_by_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path / "cache"))
+    model = recall_model_path()
+    flags = ("--compression-scorer", "key_diff", "--page-group-size", "1")
+    before = plan_json(model, tmp_path, *flags)
+    assert (before["level"], before["profile"]) == ("uniform", None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no profile of it is cached yet: a server would calibrate one first" in said
+
+    given = {"compression_scorer": "key_diff", "page_group_size": 1}
+    identity = ModelIdentity.from_config(json.loads((model / "config.json").read_text()))
+    cached = cached_profile(CompressionOptions.from_mapping(given), str(model), identity)
+    cached.parent.mkdir(parents=True)
+    shutil.copy(model / "key_diff.profile", cached)
+    after = plan_json(model, tmp_path, *flags)
+    assert (after["level"], after["profile"]) == ("measured", str(cached))
+    assert after["compressed"]["block_bytes"] == before["compressed"]["block_bytes"]
+    assert "calibrate" not in capsys.readouterr().out
+
+    for nothing in (("--compression-profile", "none"), ("--compression-level", "uniform")):
+        assert plan_json(model, tmp_path, *flags, *nothing)["profile"] is None
+        assert "calibrate" not in capsys.readouterr().out
+
+
+def test_weights_that_are_not_here_are_told(llama, tmp_path, capsys):
+    assert plan_json(llama, tmp_path)["level"] == "uniform"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its weights are not here (there are no weights" in said
 
 
 def test_uniform_budgets_are_balanced_either_way(llama, tmp_path):

@@ -1,0 +1,49 @@
+"""Which file of the cache is the profile of a server that was told of none."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from tangram.profile import ModelIdentity
+from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
+from tangram.scorers import get_scorer
+from tangram.vllm_plugin.options import CompressionOptions
+from tangram.vllm_plugin.plan import group_size
+
+ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
+"""Environment variable with further arguments of `tangram calibrate` for automatic profiles."""
+
+
+def calibrate_arguments() -> list[str]:
+    """What the environment asks of automatic calibration."""
+    return shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
+
+
+def cached_profile(
+    options: CompressionOptions, model: str, identity: ModelIdentity, revision: str | None = None
+) -> Path:
+    """The file, which need not be there, of these very weights, scorer and geometry.
+
+    Args:
+        options: what is served.
+        model: folder or name of the model.
+        identity: the network.
+        revision: of a model by name.
+
+    Raises:
+        ProfileError: the weights cannot be told from others'.
+    """
+    scorer = get_scorer(options.compression_scorer)
+    return cached_profile_path(
+        identity,
+        weights_digest(snapshot_folder(model, revision)),
+        scorer_name=scorer.name,
+        scorer_parameters=scorer.parameters(),
+        chunk_size_tokens=options.compression_chunk_size,
+        window_size_tokens=options.compression_window_size,
+        n_sink_tokens=options.compression_n_sink_tokens,
+        page_group_size=group_size(options, identity.num_kv_heads),
+        recipe=calibrate_arguments(),
+    )
