@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import drive
+from benchmarks.serving.load import Phases
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER_ARGS = "--max-num-batched-tokens 8192 --max-num-seqs 256"
@@ -34,27 +35,25 @@ FAILED, LEFT = 1, drive.NOT_DONE
 
 @dataclass(frozen=True)
 class Load:
-    """Cells that share their phases, in seconds."""
+    """Cells that share their phases."""
 
     cells: tuple[str, ...]
-    warmup: float
-    warmup_most: float
-    window: float
-
-    @property
-    def cell_s(self) -> float:
-        """Longest time of a cell."""
-        return max(self.warmup, self.warmup_most) + self.window + DRAIN_S
+    phases: Phases
 
 
-LONG = Load(("long/closed:20",), 30, 200, 110)
-MID = Load(("mid/closed:48",), 25, 125, 100)
+def load(warmup_s: float, warmup_most_s: float, window_s: float, *cells: str) -> Load:
+    """Cells, and how long each is played."""
+    return Load(cells, Phases(warmup_s, window_s, DRAIN_S, warmup_most_s))
+
+
+LONG = load(30, 200, 110, "long/closed:20")
+MID = load(25, 125, 100, "mid/closed:48")
 # Fewer bytes a token, or more: as many users as stock's cache does not hold.
-LONG_7B = replace(LONG, cells=("long/closed:28",), warmup_most=230)
-MID_32B = replace(MID, cells=("mid/closed:12",))
-SHORT = Load(("short/closed:160", "short/closed:48"), 20, 60, 60)
-AGENT = Load(("agent/closed:24",), 30, 120, 100)
-SEARCH = Load(("mid/search:0.2",), 30, 30, 70)
+LONG_7B = load(30, 230, 110, "long/closed:28")
+MID_32B = load(25, 125, 100, "mid/closed:12")
+SHORT = load(20, 125, 60, "short/closed:160", "short/closed:48")
+AGENT = load(30, 120, 100, "agent/closed:24")
+SEARCH = load(30, 30, 70, "mid/search:0.2")
 AT_STOCKS_RATE = replace(SEARCH, cells=("mid/open:stock",))
 """At the rate that stock was found to sustain: `SEARCH` of stock comes first."""
 
@@ -181,15 +180,15 @@ class Study:
 
     def _has_time_for(self, job: Job) -> bool:
         limit = self._args.time_limit_s
-        return limit is None or self._spent() + self._args.start_s + job.load.cell_s <= limit
+        return limit is None or self._spent() + self._args.start_s + job.load.phases.most_s <= limit
 
     def _command(self, job: Job, cells: list[str]) -> list[str]:
-        args, load = self._args, job.load
+        args, phases = self._args, job.load.phases
         command = [
             "--model", job.model, "--sides", job.side, "--ratio", f"{job.ratio:g}",
-            "--cells", ",".join(cells), "--warmup-s", f"{load.warmup:g}",
-            "--warmup-most-s", f"{load.warmup_most:g}", "--window-s", f"{load.window:g}",
-            "--drain-s", f"{DRAIN_S:g}", "--server-args", SERVER_ARGS,
+            "--cells", ",".join(cells), "--warmup-s", f"{phases.warmup_s:g}",
+            "--warmup-most-s", f"{phases.warmup_most_s:g}", "--window-s", f"{phases.window_s:g}",
+            "--drain-s", f"{phases.drain_s:g}", "--server-args", SERVER_ARGS,
             "--start-s", f"{args.start_s:g}", "--out", str(args.out),
         ]  # fmt: skip
         for option in ("retention", "commit"):
@@ -220,7 +219,7 @@ def _left(job: Job, out: Path) -> list[str]:
         (line["workload"], line["level"])
         for line in lines
         if (line["model"], line["side"], line["phases"])
-        == (job.model, job.side, [job.load.warmup, job.load.window])
+        == (job.model, job.side, [job.load.phases.warmup_s, job.load.phases.window_s])
         and line["ratio"] in (None, job.ratio)
     }
     left = []

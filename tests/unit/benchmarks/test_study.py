@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.serving import study
 from benchmarks.serving.load import Level
-from benchmarks.serving.study import FAILED, LEFT, PARTS, SEARCH, Job, Load, Study
+from benchmarks.serving.study import FAILED, LEFT, PARTS, SEARCH, Job, Study, load
 
-SHORT = Load(("short/closed:4", "short/open:1"), 5, 10, 20)
+SHORT = load(5, 10, 20, "short/closed:4", "short/open:1")
 FAST = [Job("m", side, SHORT) for side in ("stock", "tangram")]
 
 
@@ -40,7 +40,7 @@ class Runs:
             "ratio": None if job.side == "stock" else job.ratio,
             "workload": workload,
             "level": level.replace(":", " "),
-            "phases": [float(job.load.warmup), float(job.load.window)],
+            "phases": [float(job.load.phases.warmup_s), float(job.load.phases.window_s)],
         } | ({"rate_per_s": self.rate} if searched else {})
         with self.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -90,8 +90,8 @@ def test_another_ratio_is_another_job_of_compression_only(out):
 
 def test_a_rate_that_stock_sustains_is_waited_for(out):
     jobs = [
-        Job("m", "tangram", Load(("mid/open:stock",), 5, 5, 20)),
-        Job("m", "stock", Load(("mid/search:0.2",), 5, 5, 20)),
+        Job("m", "tangram", load(5, 5, 20, "mid/open:stock")),
+        Job("m", "stock", load(5, 5, 20, "mid/search:0.2")),
     ]
     runs = Runs(out, rate=0.283)
     made = run(jobs, runs, gpus=("0", "1", "2"))
@@ -102,7 +102,7 @@ def test_a_rate_that_stock_sustains_is_waited_for(out):
 
 
 def test_a_rate_that_nobody_finds_leaves_the_job(out):
-    made = run([Job("m", "tangram", Load(("mid/open:stock",), 5, 5, 20))], Runs(out))
+    made = run([Job("m", "tangram", load(5, 5, 20, "mid/open:stock"))], Runs(out))
     assert (made.failed, made.left) == (0, 1)
 
 
