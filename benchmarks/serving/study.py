@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -269,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus", type=lambda text: text.split(","), default=_gpus(), help="numbers, with commas")
     add("--retention", type=_path, help=".npz of shares of real heads")
     add("--out", type=_path, default="serving.jsonl", help="JSON lines are appended there")
-    add("--logs", type=_path, default="serving-logs")
+    add("--logs", type=_path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--start-s", type=float, default=150, help="time that a server's start is expected to take")
     add("--time-limit-s", type=float, help="begin nothing that could end later")
     add("--commit", help="where the tree is no git checkout")
