@@ -76,6 +76,10 @@ class Cells:
         """The line of a cell that is done."""
         return self._done.get(cell_key(about))
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of all cells that are done."""
+        return list(self._done.values())
+
     def add(self, line: dict[str, Any]) -> None:
         """Append a line."""
         self._done[cell_key(line)] = line
@@ -137,8 +141,7 @@ def play_side(
         raise OutOfTime(f"no time for {side.name}: run the same command again")
     with served(side, args) as (server, found):
         for workload, level in todo:
-            about = _about(side, args, workload, level)
-            base = told | found | about
+            base = told | found | about(side.name, args, workload, level)
             scaled = WORKLOADS[workload].scaled(args.factor)
             if level.kind == "search":
                 _search(server, scaled, level.amount, model, args, cells, base)
@@ -148,16 +151,17 @@ def play_side(
 
 def _todo(side: Side, args: argparse.Namespace, cells: Cells) -> Iterator[tuple[str, Level]]:
     for workload, level in args.cells:
-        if cells.find(_about(side, args, workload, level)) is None:
+        if cells.find(about(side.name, args, workload, level)) is None:
             yield workload, level
 
 
-def _about(side: Side, args: argparse.Namespace, workload: str, level: Level) -> dict[str, Any]:
+def about(side: str, args: argparse.Namespace, workload: str, level: Level) -> dict[str, Any]:
+    """What tells a cell of a side from another: the fields of `KEY`, from the options."""
     return {
         "what": "sustainable" if level.kind == "search" else "cell",
         "model": args.model,
-        "side": side.name,
-        "ratio": args.ratio if side.name in COMPRESSED else None,
+        "side": side,
+        "ratio": args.ratio if side in COMPRESSED else None,
         "workload": workload,
         "factor": args.factor,
         "api": args.api,
@@ -243,8 +247,8 @@ def _search(
     tried: dict[float, bool] = {}
     while (rate := next_rate(tried, start)) is not None:
         level = Level("open", rate)
-        about = base | {"what": "cell", "level": str(level)}
-        line = cells.find(about) or _cell(server, workload, level, model, args, cells, about)
+        cell = base | {"what": "cell", "level": str(level)}
+        line = cells.find(cell) or _cell(server, workload, level, model, args, cells, cell)
         tried[rate], why = sustained(line, args.ttft_limit_s)
         print(f"  {rate:g} conversations/s: {why or 'sustained'}", flush=True)
     found = {"rate_per_s": best_rate(tried), "ttft_limit_s": args.ttft_limit_s}

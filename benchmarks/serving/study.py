@@ -13,7 +13,6 @@ is 3 while anything is left.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -55,7 +54,8 @@ MID_32B = load(25, 125, 100, "mid/closed:12")
 SHORT = load(20, 125, 60, "short/closed:160", "short/closed:48")
 AGENT = load(30, 120, 100, "agent/closed:24")
 SEARCH = load(30, 30, 70, "mid/search:0.2")
-AT_STOCKS_RATE = replace(SEARCH, cells=("mid/open:stock",))
+STOCKS_RATE = "stock"
+AT_STOCKS_RATE = replace(SEARCH, cells=(f"mid/open:{STOCKS_RATE}",))
 """At the rate that stock was found to sustain: `SEARCH` of stock comes first."""
 
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args.logs.mkdir(parents=True, exist_ok=True)
     study = Study(jobs, args)
-    workers = [threading.Thread(target=study.work, args=(gpu,)) for gpu in args.gpus]
+    workers = [threading.Thread(target=study.work, args=(gpu,)) for gpu in args.gpus or _gpus()]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -160,7 +160,7 @@ class Study:
             while True:
                 for job in list(self._jobs):
                     cells = _left(job, self._args.out)
-                    if cells and "stock" in "".join(cells):
+                    if any(cell.endswith(STOCKS_RATE) for cell in cells):
                         continue  # the rate is not known yet
                     self._jobs.remove(job)
                     if not cells:
@@ -184,14 +184,8 @@ class Study:
         return limit is None or self._spent() + self._args.start_s + job.load.phases.most_s <= limit
 
     def _command(self, job: Job, cells: list[str]) -> list[str]:
-        args, phases = self._args, job.load.phases
-        command = [
-            "--model", job.model, "--sides", job.side, "--ratio", f"{job.ratio:g}",
-            "--cells", ",".join(cells), "--warmup-s", f"{phases.warmup_s:g}",
-            "--warmup-most-s", f"{phases.warmup_most_s:g}", "--window-s", f"{phases.window_s:g}",
-            "--drain-s", f"{phases.drain_s:g}", "--server-args", SERVER_ARGS,
-            "--start-s", f"{args.start_s:g}", "--out", str(args.out),
-        ]  # fmt: skip
+        args = self._args
+        command = [*_options(job, cells), "--start-s", f"{args.start_s:g}", "--out", str(args.out)]
         for option in ("retention", "commit"):
             if value := getattr(args, option):
                 command += [f"--{option}", str(value)]
@@ -215,35 +209,42 @@ class Study:
 
 def _left(job: Job, out: Path) -> list[str]:
     """The job's cells that are not in the file, `open:stock` as the rate once that is known."""
-    lines = [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []
-    done = {
-        (line["workload"], line["level"])
-        for line in lines
-        if (line["model"], line["side"], line["phases"])
-        == (job.model, job.side, [job.load.phases.warmup_s, job.load.phases.window_s])
-        and line["ratio"] in (None, job.ratio)
-    }
+    done = drive.Cells(out, resume=True)
     left = []
-    for cell in job.load.cells:
-        workload, level = cell.split("/")
-        if level == "open:stock" and (rate := _stocks_rate(job, workload, lines)) is not None:
-            level = f"open:{rate:g}"
-        if (workload, level.replace(":", " ")) not in done:
-            left.append(f"{workload}/{level}")
+    for cell in (_at_stocks_rate(job, cell, done) for cell in job.load.cells):
+        if cell.endswith(STOCKS_RATE) or _find(job, cell, done) is None:
+            left.append(cell)
     return left
 
 
-def _stocks_rate(job: Job, workload: str, lines: list[dict[str, Any]]) -> float | None:
-    """What stock sustains of a workload, if that was found out."""
-    return next(
-        (
-            line["rate_per_s"]
-            for line in lines
-            if (line["what"], line["side"], line["model"], line["workload"])
-            == ("sustainable", "stock", job.model, workload)
-        ),
-        None,
-    )
+def _at_stocks_rate(job: Job, cell: str, done: drive.Cells) -> str:
+    """The cell with the rate that stock sustains for `stock`, if that was found out."""
+    workload, _, level = cell.partition("/")
+    if level != f"open:{STOCKS_RATE}":
+        return cell
+    found = ("sustainable", "stock", job.model, workload)
+    for line in done.lines():
+        if (line["what"], line["side"], line["model"], line["workload"]) == found:
+            if line["rate_per_s"] is not None:
+                return f"{workload}/open:{line['rate_per_s']:g}"
+    return cell
+
+
+def _find(job: Job, cell: str, done: drive.Cells) -> dict[str, Any] | None:
+    """The line of a job's cell that is done, as the driver would look for it."""
+    args = drive.parser().parse_args([*_options(job, [cell]), "--out", "-"])
+    return done.find(drive.about(job.side, args, *args.cells[0]))
+
+
+def _options(job: Job, cells: Sequence[str]) -> list[str]:
+    """The driver's options that say what is played."""
+    phases = job.load.phases
+    return [
+        "--model", job.model, "--sides", job.side, "--ratio", f"{job.ratio:g}",
+        "--cells", ",".join(cells), "--warmup-s", f"{phases.warmup_s:g}",
+        "--warmup-most-s", f"{phases.warmup_most_s:g}", "--window-s", f"{phases.window_s:g}",
+        "--drain-s", f"{phases.drain_s:g}", "--server-args", SERVER_ARGS,
+    ]  # fmt: skip
 
 
 def _gpus() -> list[str]:
@@ -267,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add = made.add_argument
     known = dict.fromkeys(PARTS)
     add("--parts", type=drive.listed(known), default=list(PARTS), help=", ".join(PARTS))
-    add("--gpus", type=lambda text: text.split(","), default=_gpus(), help="numbers, with commas")
+    add("--gpus", type=lambda text: text.split(","), help="numbers, with commas (default: all)")
     add("--retention", type=_path, help=".npz of shares of real heads")
     add("--out", type=_path, default="serving.jsonl", help="JSON lines are appended there")
     add("--logs", type=_path, default=Path(tempfile.gettempdir()) / "bench-serving")

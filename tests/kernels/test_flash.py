@@ -20,7 +20,7 @@ from tangram.kernels.flash import (
     sealed_pairs,
 )
 from tangram.kernels.segments import Segments, cut_step
-from tests.kernels.inputs import TOLERANCE, Pool, fill_step_chunks, make_geometry, make_pool
+from tests.kernels.inputs import TOLERANCE, Pool, make_geometry, make_pool
 from tests.kernels.inputs import relative_error as error_of
 from tests.kernels.paged_attention import paged_attention
 
@@ -34,6 +34,7 @@ from tangram.kernels.prefill import (  # noqa: E402
     make_tiles,
     prefill_attention,
 )
+from tests.kernels import test_prefill as steps  # noqa: E402
 from tests.kernels.test_prefill import LARGE, SMALL, Case, like_in, run_reference  # noqa: E402
 
 # Layer 1 of the default budgets keeps 2 and 4 pages, of which chunk 0 fills 3: rows begin late.
@@ -57,19 +58,10 @@ CASES = [
 
 
 def make_step(case: Case, device: str, dtype: torch.dtype) -> tuple[Pool, Tensor, Segments]:
-    """Pool, queries that lie beside keys and values as a model gives them, and segments."""
-    geometry = make_geometry(case.pages, dtype=dtype, **case.layout)
-    assert fits(geometry)
-    pool = make_pool(
-        geometry, case.num_tokens, layer=case.layer, dtype=dtype, device=device, seed=5,
-        step_tokens=case.step_tokens,
-    )  # fmt: skip
-    fill_step_chunks(pool, case.step_tokens)
-    query_start = np.concatenate([[0], np.cumsum(case.step_tokens)])
-    segments, _ = cut_step(geometry, query_start, np.array(case.num_tokens))
-    heads = geometry.num_query_heads
-    query = pool.random(query_start[-1], heads + 4, geometry.head_size)[:, :heads]
-    return pool, query, segments
+    """See `test_prefill.make_step`; of a layout that FlashAttention can page."""
+    made = steps.make_step(case, device, dtype, seed=5)
+    assert fits(made[0].geometry)
+    return made
 
 
 def head_table(pool: Pool) -> Tensor:

@@ -76,18 +76,25 @@ LARGE = [
 ]  # fmt: skip
 
 
-def is_close(case: Case, device: str, dtype: torch.dtype, blocks: Blocks | None) -> bool:
+def make_step(
+    case: Case, device: str, dtype: torch.dtype, seed: int
+) -> tuple[Pool, Tensor, Segments]:
+    """Pool, queries that lie beside keys and values as a model gives them, and segments."""
     geometry = make_geometry(case.pages, dtype=dtype, **case.layout)
     pool = make_pool(
-        geometry, case.num_tokens, layer=case.layer, dtype=dtype, device=device, seed=3,
+        geometry, case.num_tokens, layer=case.layer, dtype=dtype, device=device, seed=seed,
         step_tokens=case.step_tokens,
     )  # fmt: skip
     fill_step_chunks(pool, case.step_tokens)
     query_start = np.concatenate([[0], np.cumsum(case.step_tokens)])
     segments, _ = cut_step(geometry, query_start, np.array(case.num_tokens))
-    # As a model gives them: queries lie beside keys and values.
     heads = geometry.num_query_heads
     query = pool.random(query_start[-1], heads + 4, geometry.head_size)[:, :heads]
+    return pool, query, segments
+
+
+def is_close(case: Case, device: str, dtype: torch.dtype, blocks: Blocks | None) -> bool:
+    pool, query, segments = make_step(case, device, dtype, seed=3)
     got = run_kernel(pool, query, segments, blocks)
     expected = run_reference(pool, query, segments)
     return error_of(got, expected) < TOLERANCE[dtype]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -44,15 +45,10 @@ def search_around(
     progress: Callable[[str], None],
 ) -> HeadGroups:
     """Search from the start, then again from the best with pages shaken, while that helps."""
-    rng = np.random.default_rng(seed)
-
-    def descend(begin: HeadGroups) -> HeadGroups:
-        moved = _improve(problem, meter, begin, rng, progress)
-        return _polish(problem, meter, moved, rng, progress)
-
-    best, failures = descend(start), 0
+    descent = _Descent(problem, meter, np.random.default_rng(seed), progress)
+    best, failures = descent.run(start), 0
     while failures < RESTARTS and not meter.spent():
-        found = descend(_shaken(problem, rng, best))
+        found = descent.run(descent.shaken(best))
         failures += 1
         if meter.whole(found) < meter.whole(best):
             best, failures = found, 0
@@ -60,73 +56,95 @@ def search_around(
     return best
 
 
-def _improve(
-    problem: BudgetProblem,
-    meter: Meter,
-    start: HeadGroups,
-    rng: np.random.Generator,
-    progress: Callable[[str], None],
-) -> HeadGroups:
-    """Move pages while the first part's divergence falls; what the second part likes best of it."""
-    belief = PageWorth(pages_of(start))
-    current = best = start
-    seen, step, since_look, rounds_left = {start}, FIRST_STEP, 0, PATIENCE
-    while rounds_left > 0 and not meter.spent():
-        trial = _draw_move(problem, belief, rng, current, step, seen)
-        if trial is None:
-            break
-        seen.add(trial)
-        ratio, whole = meter.ratio(trial, current)
-        belief.learn(pages_of(current), pages_of(trial), -math.log(ratio))
-        if whole and ratio < 1:
-            current = trial
-            belief.step_taken()
-            step = min(step * GROWTH, LARGEST_STEP)
-            progress(f"moved: {meter.whole(current):.6f}")
-        else:
-            step = max(step * SHRINKAGE, 1 / problem.total_pages)
-        since_look += 1
-        if since_look == max(ROUND, problem.num_groups // 4):
-            since_look, rounds_left = 0, rounds_left - 1
-            if meter.check(current) < meter.check(best):
-                best, rounds_left = current, PATIENCE
-    return min(current, best, key=meter.check)
+@dataclass(frozen=True)
+class _Descent:
+    """Moves pages while that helps; its draws go on from one run to the next."""
 
+    problem: BudgetProblem
+    meter: Meter
+    rng: np.random.Generator
+    progress: Callable[[str], None]
 
-def _polish(
-    problem: BudgetProblem,
-    meter: Meter,
-    start: HeadGroups,
-    rng: np.random.Generator,
-    progress: Callable[[str], None],
-) -> HeadGroups:
-    """Move pages of one group at a time until no such move helps; as `_improve` else.
+    def run(self, start: HeadGroups) -> HeadGroups:
+        """Budgets that no move tried makes better."""
+        return self._polish(self._improve(start))
 
-    A belief that is linear near one point misses what only helps when it is whole.
-    """
-    current = best = start
-    rounds_left, helped = PATIENCE, True
-    while helped and rounds_left > 0:
-        helped = False
-        for move in _single_moves(problem.num_groups, rng):
-            if meter.spent():
-                return min(current, best, key=meter.check)
-            pages = pages_of(current)
-            moved = move(pages.reshape(-1), floor=problem.floor_pages, most=problem.max_pages)
-            trial = _with_pages(current, moved)
-            if trial == current:
-                continue
-            ratio, whole = meter.ratio(trial, current)
-            if not whole or ratio >= 1:
-                continue
-            current, helped = trial, True
-            progress(f"moved: {meter.whole(current):.6f}")
-            rounds_left -= 1
-            if meter.check(current) < meter.check(best):
-                best, rounds_left = current, PATIENCE
-            if rounds_left == 0:
+    def shaken(self, budgets: HeadGroups) -> HeadGroups:
+        """Budgets with a part of the pages above the floor moved at random."""
+        return self._moved(budgets, partial(shake_pages, rng=self.rng, part=SHAKEN_PART))
+
+    def _moved(self, budgets: HeadGroups, move: Callable[..., np.ndarray]) -> HeadGroups:
+        """The same groups of heads with the pages that a move makes of theirs."""
+        pages, problem = pages_of(budgets), self.problem
+        moved = move(pages.reshape(-1), floor=problem.floor_pages, most=problem.max_pages)
+        return HeadGroups.from_lists(budgets.to_lists()[0], moved.reshape(pages.shape).tolist())
+
+    def _improve(self, start: HeadGroups) -> HeadGroups:
+        """Move while the first part's divergence falls; what the second likes best of it."""
+        problem, meter = self.problem, self.meter
+        belief = PageWorth(pages_of(start))
+        current = best = start
+        seen, step, since_look, rounds_left = {start}, FIRST_STEP, 0, PATIENCE
+        while rounds_left > 0 and not meter.spent():
+            trial = self._draw_move(belief, current, step, seen)
+            if trial is None:
                 break
-    return best
+            seen.add(trial)
+            ratio, whole = meter.ratio(trial, current)
+            belief.learn(pages_of(current), pages_of(trial), -math.log(ratio))
+            if whole and ratio < 1:
+                current = trial
+                belief.step_taken()
+                step = min(step * GROWTH, LARGEST_STEP)
+                self.progress(f"moved: {meter.whole(current):.6f}")
+            else:
+                step = max(step * SHRINKAGE, 1 / problem.total_pages)
+            since_look += 1
+            if since_look == max(ROUND, problem.num_groups // 4):
+                since_look, rounds_left = 0, rounds_left - 1
+                if meter.check(current) < meter.check(best):
+                    best, rounds_left = current, PATIENCE
+        return min(current, best, key=meter.check)
+
+    def _draw_move(
+        self, belief: PageWorth, current: HeadGroups, step: float, seen: set[HeadGroups]
+    ) -> HeadGroups | None:
+        """Budgets that were not tried yet, or None when none are found."""
+        count = max(1, round(step * self.problem.total_pages))
+        for _ in range(DRAWS):
+            move = partial(move_pages, worth=belief.draw(self.rng), count=count)
+            trial = self._moved(current, move)
+            if trial not in seen:
+                return trial
+        return None
+
+    def _polish(self, start: HeadGroups) -> HeadGroups:
+        """Move pages of one group at a time until no such move helps; as `_improve` else.
+
+        A belief that is linear near one point misses what only helps when it is whole.
+        """
+        meter = self.meter
+        current = best = start
+        rounds_left, helped = PATIENCE, True
+        while helped and rounds_left > 0:
+            helped = False
+            for move in _single_moves(self.problem.num_groups, self.rng):
+                if meter.spent():
+                    return min(current, best, key=meter.check)
+                trial = self._moved(current, move)
+                if trial == current:
+                    continue
+                ratio, whole = meter.ratio(trial, current)
+                if not whole or ratio >= 1:
+                    continue
+                current, helped = trial, True
+                self.progress(f"moved: {meter.whole(current):.6f}")
+                rounds_left -= 1
+                if meter.check(current) < meter.check(best):
+                    best, rounds_left = current, PATIENCE
+                if rounds_left == 0:
+                    break
+        return best
 
 
 def _single_moves(num_groups: int, rng: np.random.Generator) -> Iterator[Callable[..., np.ndarray]]:
@@ -139,46 +157,6 @@ def _single_moves(num_groups: int, rng: np.random.Generator) -> Iterator[Callabl
         if donor != receiver:
             for part in BETWEEN:
                 yield partial(between, donor=donor, receiver=receiver, part=part)
-
-
-def _draw_move(
-    problem: BudgetProblem,
-    belief: PageWorth,
-    rng: np.random.Generator,
-    current: HeadGroups,
-    step: float,
-    seen: set[HeadGroups],
-) -> HeadGroups | None:
-    """Budgets that were not tried yet, or None when none are found."""
-    pages = pages_of(current)
-    count = max(1, round(step * problem.total_pages))
-    for _ in range(DRAWS):
-        moved = move_pages(
-            pages.reshape(-1),
-            belief.draw(rng),
-            count,
-            floor=problem.floor_pages,
-            most=problem.max_pages,
-        )
-        trial = _with_pages(current, moved)
-        if trial not in seen:
-            return trial
-    return None
-
-
-def _shaken(problem: BudgetProblem, rng: np.random.Generator, budgets: HeadGroups) -> HeadGroups:
-    """Budgets with a part of the pages above the floor moved at random."""
-    pages = pages_of(budgets).reshape(-1)
-    return _with_pages(
-        budgets,
-        shake_pages(pages, rng, SHAKEN_PART, floor=problem.floor_pages, most=problem.max_pages),
-    )
-
-
-def _with_pages(budgets: HeadGroups, pages: np.ndarray) -> HeadGroups:
-    """The same groups of heads with other pages, [layers * groups]."""
-    shape = np.asarray(budgets.pages).shape
-    return HeadGroups.from_lists(budgets.to_lists()[0], pages.reshape(shape).tolist())
 
 
 def pages_of(head_groups: HeadGroups) -> np.ndarray:

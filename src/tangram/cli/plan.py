@@ -26,13 +26,8 @@ from tangram.cli.models import read_config, refuse_config
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.cached import cached_profile
-from tangram.vllm_plugin.options import (
-    AUTO_PROFILE,
-    NO_PROFILE,
-    CompressionOptions,
-    add_flags,
-)
+from tangram.vllm_plugin.cached import cached_profile, needs_profile
+from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, add_flags
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
 
 GIB = 1 << 30
@@ -155,8 +150,11 @@ def with_cached_profile(
     sentence says so, and is empty otherwise.
     """
     asked = (options.compression_profile or AUTO_PROFILE).lower()
-    if asked != AUTO_PROFILE or options.compression_level == "uniform":
+    if asked != AUTO_PROFILE:
         return options, ""
+    none = replace(options, compression_profile=NO_PROFILE)
+    if not needs_profile(options):
+        return none, ""
     try:
         folder = str(Path(model).parent) if Path(model).is_file() else model
         path = cached_profile(options, folder, identity)
@@ -166,7 +164,7 @@ def with_cached_profile(
     except ProfileError as error:
         reason = f"its weights are not here ({error})"
     return (
-        replace(options, compression_profile=NO_PROFILE),
+        none,
         f"{reason}: a server would calibrate one first, with budgets of the same total; those "
         "shown are uniform, unless --compression-profile names a file.",
     )

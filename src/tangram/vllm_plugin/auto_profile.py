@@ -20,8 +20,8 @@ from vllm.engine.arg_utils import EngineArgs
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import locked
-from tangram.scorers import DEFAULT_SCORER, get_scorer
-from tangram.vllm_plugin.cached import cached_profile, calibrate_arguments
+from tangram.scorers import DEFAULT_SCORER
+from tangram.vllm_plugin.cached import cached_profile, calibrate_arguments, needs_profile
 from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.vllm_plugin.plan import group_size, make_plan
 
@@ -57,14 +57,13 @@ def resolve_profile(
             why, and how to start all the same.
     """
     asked = (options.compression_profile or NO_PROFILE).lower()
-    scorer = get_scorer(options.compression_scorer)
     if asked == NO_PROFILE:
         _warn_uniform(options, "no --compression-profile is given")
         return options
     if asked != AUTO_PROFILE:
         return options
     none = replace(options, compression_profile=NO_PROFILE)
-    if options.compression_level == "uniform" and not scorer.needs_statistics:
+    if not needs_profile(options):
         return none
     if args.load_format == "dummy":
         _warn_uniform(options, "weights are made up (--load-format dummy) and not calibrated")

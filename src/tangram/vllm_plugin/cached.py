@@ -21,6 +21,12 @@ def calibrate_arguments() -> list[str]:
     return shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
 
 
+def needs_profile(options: CompressionOptions) -> bool:
+    """Whether budgets or scores are made of a profile's statistics."""
+    scorer = get_scorer(options.compression_scorer)
+    return options.compression_level != "uniform" or bool(scorer.needs_statistics)
+
+
 def cached_profile(
     options: CompressionOptions, model: str, identity: ModelIdentity, revision: str | None = None
 ) -> Path:

@@ -187,8 +187,10 @@ class DeviceKernels:
         Returns:
             The tiles, and what FlashAttention takes of them where that is worth it.
         """
-        worth_it = sealed_pairs(self.geometry, segments) >= MIN_PAIRS
-        return self._cut(segments, flash=self._flash is not None and worth_it)
+        has_flash = self._flash is not None
+        return self._cut(
+            segments, flash=has_flash and sealed_pairs(self.geometry, segments) >= MIN_PAIRS
+        )
 
     def _cut(self, segments: Segments, *, flash: bool) -> tuple[Tensor, SealedStep | None]:
         sealed = SealedStep.make(self.geometry, segments, self.device) if flash else None

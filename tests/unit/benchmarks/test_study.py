@@ -40,6 +40,9 @@ class Runs:
             "ratio": None if job.side == "stock" else job.ratio,
             "workload": workload,
             "level": level.replace(":", " "),
+            "factor": 1.0,
+            "api": "tokens",
+            "seed": 0,
             "phases": [float(job.load.phases.warmup_s), float(job.load.phases.window_s)],
         } | ({"rate_per_s": self.rate} if searched else {})
         with self.out.open("a") as file:

@@ -110,7 +110,8 @@ def test_the_profile_that_a_server_would_take_by_itself(tmp_path, monkeypatch, c
     assert after["compressed"]["block_bytes"] == before["compressed"]["block_bytes"]
     assert "calibrate" not in capsys.readouterr().out
 
-    for nothing in (("--compression-profile", "none"), ("--compression-level", "uniform")):
+    none, uniform = ("--compression-profile", "none"), ("--compression-level", "uniform")
+    for nothing in (none, uniform, ("--compression-profile", "auto", *uniform)):
         assert plan_json(model, tmp_path, *flags, *nothing)["profile"] is None
         assert "calibrate" not in capsys.readouterr().out
 
