@@ -53,7 +53,7 @@ LONG_7B = load(30, 230, 110, "long/closed:28")
 MID_32B = load(25, 125, 100, "mid/closed:12")
 SHORT = load(20, 125, 60, "short/closed:160", "short/closed:48")
 AGENT = load(30, 120, 100, "agent/closed:24")
-SEARCH = load(30, 30, 70, "mid/search:0.2")
+SEARCH = load(30, 30, 70, "mid/search:0.3")
 STOCKS_RATE = "stock"
 AT_STOCKS_RATE = replace(SEARCH, cells=(f"mid/open:{STOCKS_RATE}",))
 """At the rate that stock was found to sustain: `SEARCH` of stock comes first."""
@@ -86,7 +86,7 @@ PARTS: dict[str, list[Job]] = {
     "mid": pair(Q4, MID),
     "short": pair(Q4, SHORT),
     "saturation": [*pair(Q4, SEARCH), Job(Q4, "tangram", AT_STOCKS_RATE)],
-    "rivals": [*pair(Q4, LONG, "fp8", "offload"), Job(Q4, "tangram", LONG, 0.5)],
+    "rivals": [Job(Q4, "fp8", LONG), Job(Q4, "tangram", LONG, 0.5), Job(Q4, "offload", LONG)],
     "ratios": [Job(Q4, "tangram", LONG, 0.1), Job(Q4, "tangram", MID, 0.5)],
     "models": [*pair("qwen2.5-7b", LONG_7B), *pair("qwen3-32b", MID_32B)],
     "ablation": pair(Q4, MID, "unragged", "uniform", "stock-nocache", "tangram-nocache"),

@@ -20,7 +20,8 @@ LENGTHS = [1, 63, 64, 65, 0, 127, 128, 129, 300]  # C is 64, and a row is padded
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from tangram.kernels.decode.kernel import _decode
+from tangram.kernels.decode import kernel
+_decode = kernel._decode.kernel
 sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, TILE=64,
              FLOAT32=False, DEPENDENT=True)
 wide = {"query_ptr", "sealed_ptr", "recent_ptr", "out_ptr"}

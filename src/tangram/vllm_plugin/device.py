@@ -145,13 +145,14 @@ class DeviceKernels:
         self._is_warm = True
         step, host = harmless_step(self.geometry, sealed, self._recent_caches()[0], ring)
         host.tiles, _ = self.cut(host.segments)
-        self._run_mixed(step, host)
+        self._seal_layer(step)
+        self._attend_mixed(step, host)
         if self._flash is not None:
             rows = max(1, self._max_step_tokens), *step.query.shape[1:]
             for name in ("queries", "out"):
                 self._flash_workspace.give(name, step.query.dtype, *rows)
             host.tiles, host.sealed_step = self._cut(host.segments, flash=True)
-            self._run_mixed(step, host)
+            self._attend_mixed(step, host)
 
     def prepare_decode(self, batch_size: int) -> None:
         """Make what a decode step of that many requests reads, before a graph may capture it.
@@ -221,15 +222,22 @@ class DeviceKernels:
 
     def _run_mixed(self, step: LayerStep, host: HostStep) -> None:
         """Any step: every layer seals before it attends, queries see what the step completed."""
+        if len(host.sealing):
+            self._seal_layer(step)
+            sample_drift(step, host)
+        if step.ring is not None:
+            store_window_queries(step, host, step.ring)
+        self._attend_mixed(step, host)
+
+    def _seal_layer(self, step: LayerStep) -> None:
         if step.layer not in self._seal_tables:
             self._seal_tables[step.layer] = SealTables.of(
                 self.geometry, [step.layer], [step.recent_cache]
             )
         query = None if step.ring is None else step.query
         self._seal(step, self._seal_tables[step.layer], query)
-        sample_drift(step, host)
-        if step.ring is not None:
-            store_window_queries(step, host, step.ring)
+
+    def _attend_mixed(self, step: LayerStep, host: HostStep) -> None:
         if host.num_decodes:
             size = table_size(host.num_decodes, self._batch_sizes)
             self._attend_decodes(step, host.num_decodes, batch_size=size)

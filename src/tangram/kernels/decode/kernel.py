@@ -25,6 +25,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tangram.kernels.decode.split_map import MAX_QUERY_HEADS, TILE_BYTES
 from tangram.kernels.decode.tables import Column, DecodeTables, DecodeWorkspace, reciprocal
+from tangram.kernels.launch import remember_compiled
 
 LOG2_E = 1.4426950408889634
 COLUMNS = tl.constexpr(len(Column))
@@ -68,6 +69,7 @@ def _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL: tl.constexpr):
     return tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
 
 
+@remember_compiled
 @triton.jit
 def _decode(
     query_ptr,  # [B, Hkv * G, D]
@@ -221,6 +223,7 @@ def _decode(
     tl.store(lse_ptr + entry, peak + tl.log2(sum_of_weights), is_query)
 
 
+@remember_compiled
 @triton.jit
 def _combine(
     heads_ptr,  # [Hkv, 3] int32

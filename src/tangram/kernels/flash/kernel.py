@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tangram.kernels.flash.tables import SEGMENT_COLUMNS, SealedStep, page_strides
+from tangram.kernels.launch import remember_compiled
 from tangram.kernels.prefill.tables import HEAD_COLUMNS
 
 QUERY_ROWS = 64
@@ -22,6 +23,7 @@ PAGES = 128
 """Pages that a program writes at once."""
 
 
+@remember_compiled
 @triton.jit(do_not_specialize=["num_gathered", "table_width", "stride_sealed_request"])
 def _gather_kernel(
     query_ptr,  # [tokens, query_heads, D]

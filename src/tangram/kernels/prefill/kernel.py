@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.launch import remember_compiled
 from tangram.kernels.prefill.tables import HEAD_COLUMNS, TILE_COLUMNS, Blocks, choose_blocks
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _update(q, rows_ptr, in_reach, mixed, peak, total, sees, scale_log2):
     return mixed, new_peak, total
 
 
+@remember_compiled
 @triton.jit(do_not_specialize=["num_gathered", "stride_sealed_request", "stride_recent_request"])
 def _prefill_kernel(
     query_ptr,  # [tokens, query_heads, D]

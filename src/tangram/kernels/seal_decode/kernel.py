@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.launch import remember_compiled
 from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
 from tangram.kernels.seal_decode.statistics import QueryStatistics
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
@@ -82,6 +83,7 @@ def _pack(
             tl.store(target[:, None] + element[None, :], zero, mask=mask)
 
 
+@remember_compiled
 @triton.jit(
     do_not_specialize=[
         "num_requests",

@@ -8,7 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.launch import remember_compiled
 
+
+@remember_compiled
 @triton.jit
 def _store_kernel(
     key_ptr,  # [tokens, heads, D]
