@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.kernels import bench_prefill, bench_seal, common  # noqa: E402
-from benchmarks.kernels.prefill_step import DTYPE, Ours, Step, make_layout  # noqa: E402
+from benchmarks.kernels.budgets import BUDGETS, make_benchmark_geometry  # noqa: E402
+from benchmarks.kernels.prefill_step import DTYPE, Ours, Step  # noqa: E402
 from tangram.kernels.decode import kernel as decode  # noqa: E402
 from tangram.kernels.flash import kernel as flash  # noqa: E402
 from tangram.kernels.launch import Remembering  # noqa: E402
@@ -72,7 +73,7 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     server = bench_seal.make_server(64, args.seed)
     lens = server.lens([])
     tables = server.tables([0])
-    g = make_layout(args, 256, 128)
+    g = make_benchmark_geometry(args.retention, "qwen3-4b", BUDGETS[0], seed=args.seed)
     step = Step(g, 1024, 1280, args.seed)
     triton_only = Ours(step, choose_blocks(128, DTYPE.itemsize))
     lengths = [1000 + 7 * i for i in range(16)]
@@ -96,17 +97,10 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--retention", help="npz file of retention shares")
+    parser.add_argument("--retention", type=Path, help="npz file of retention shares")
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file that the JSON lines are added to")
-    parser.set_defaults(
-        retention_key="qwen3-4b/snapkv/perlayer",
-        ratio=0.25,
-        layers=4,
-        kv_heads=8,
-        queries_per_kv_head=4,
-    )
     args = parser.parse_args()
     about = {"benchmark": "launch", **common.provenance(args.seed)}
     common.warm_up()

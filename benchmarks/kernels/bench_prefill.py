@@ -16,8 +16,7 @@ after some sealed chunks, a line each: where the second begins to pay, `MIN_PAIR
 are timed as replays of a graph too (`_graph_ms`), because small steps wait for their launches.
 `--sweep` tries tiles first and goes on with the fastest.
 
-Budgets come from a file of retention shares, [samples, layers, KV heads] (mean plus two deviations,
-scaled to the ratio); without one from `exp(N(0, 0.8))` for every head, scaled likewise.
+Budgets are those of `budgets.py`, from a file of retention shares or made up.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.kernels import common  # noqa: E402
+from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry  # noqa: E402
 from benchmarks.kernels.prefill_step import (  # noqa: E402
     DEVICE,
     DTYPE,
     FlashAttention,
     Ours,
     Step,
-    make_layout,
 )
 from tangram.geometry import Geometry  # noqa: E402
 from tangram.kernels.flash import PagedAttention, fits, sealed_pairs  # noqa: E402
@@ -66,6 +65,19 @@ SWEEP = {
     ],
     256: [(128, 64, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3), (64, 32, 4, 2), (64, 64, 4, 2)],
 }  # fmt: skip
+
+
+def make_layout(args: argparse.Namespace, chunk_size_tokens: int, head_size: int) -> Geometry:
+    """The cache's layout for a chunk size."""
+    return make_benchmark_geometry(
+        args.retention,
+        args.model,
+        args.budgets,
+        ratio=args.ratio,
+        chunk_size_tokens=chunk_size_tokens,
+        head_size=head_size,
+        seed=args.seed,
+    )
 
 
 def no_attention(**arguments: Any) -> tuple[Tensor, Tensor]:
@@ -218,12 +230,10 @@ def find_attention(args: argparse.Namespace, geometry: Geometry) -> PagedAttenti
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--retention", help="npz file of retention shares")
-    parser.add_argument("--retention-key", default="qwen3-4b/snapkv/perlayer")
+    parser.add_argument("--retention", type=Path, help="npz file of retention shares")
+    parser.add_argument("--model", choices=SHAPES, default="qwen3-4b", help="whose layers")
+    parser.add_argument("--budgets", choices=BUDGETS, default=BUDGETS[0])
     parser.add_argument("--ratio", type=float, default=0.25)
-    parser.add_argument("--layers", type=int, default=36)
-    parser.add_argument("--kv-heads", type=int, default=8)
-    parser.add_argument("--queries-per-kv-head", type=int, default=4)
     parser.add_argument("--head-sizes", type=int, nargs="+", default=[128])
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[256, 2048])
     parser.add_argument("--tokens", type=int, default=32768)

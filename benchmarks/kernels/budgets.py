@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +83,29 @@ def make_benchmark_profile(
 
 
 def make_benchmark_geometry(
-    path: Path | None, model: str, budgets: str, *, ratio: float = 0.25, seed: int = 0
+    path: Path | None,
+    model: str,
+    budgets: str,
+    *,
+    ratio: float = 0.25,
+    chunk_size_tokens: int = 256,
+    head_size: int | None = None,
+    seed: int = 0,
 ) -> Geometry:
-    """A model's layout at C = 256 and H_p = 4: mean plus two deviations, exact total."""
+    """A model's layout at H_p = 4: mean plus two deviations, exact total.
+
+    Args:
+        path: of shares, see `retention`.
+        model: its name.
+        budgets: `<scorer>/<scope>`.
+        ratio: share of all rows that is kept.
+        chunk_size_tokens: C.
+        head_size: another than the model's.
+        seed: of made-up shares.
+    """
     shape = SHAPES[model]
+    if head_size is not None:
+        shape = replace(shape, head_size=head_size)
     identity = ModelIdentity(
         architecture=model,
         num_layers=shape.num_layers,
@@ -104,7 +123,7 @@ def make_benchmark_geometry(
         num_layers=shape.num_layers,
         num_kv_heads=shape.num_kv_heads,
         ratio=ratio,
-        chunk_size_tokens=256,
+        chunk_size_tokens=chunk_size_tokens,
         page_size_rows=16,
         page_group_size=4,
         n_sink_tokens=4,
@@ -115,7 +134,7 @@ def make_benchmark_geometry(
         num_query_heads=shape.num_query_heads,
         head_size=shape.head_size,
         itemsize_bytes=2,
-        chunk_size_tokens=256,
+        chunk_size_tokens=chunk_size_tokens,
         window_size_tokens=32,
         n_sink_tokens=4,
     )

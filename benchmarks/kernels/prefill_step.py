@@ -5,7 +5,6 @@ Everything is on the GPU, in bfloat16, with the pool that kernel tests use.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tangram.budgets.grouping import cluster_heads, head_groups, of_groups
-from tangram.budgets.threshold import scale_to_total
-from tangram.geometry import Geometry, HeadGroups
+from tangram.geometry import Geometry
 from tangram.kernels.attend.reference import attend
 from tangram.kernels.flash import (
     PagedAttention,
@@ -30,39 +27,7 @@ from tests.kernels.inputs import Pool, fill_step_chunks, make_pool, relative_err
 
 DTYPE = torch.bfloat16
 DEVICE = "cuda"
-P, S, W, GROUP = 16, 4, 32, 4
 WORKSPACE = SealedWorkspace(DEVICE)
-
-
-def retention_groups(args: argparse.Namespace, chunk_size_tokens: int) -> HeadGroups:
-    """Head groups and pages with the spread of the retention file, at the ratio."""
-    if args.retention:
-        share = np.load(args.retention)[args.retention_key].astype(np.float64)
-        demand = np.clip(share.mean(axis=0) + 2 * share.std(axis=0), 1e-6, 1.0)
-    else:
-        spread = np.random.default_rng(args.seed).normal(0, 0.8, (args.layers, args.kv_heads))
-        demand = np.clip(0.2 * np.exp(spread), 1e-6, 1.0)
-    heads = cluster_heads(GROUP, demand)
-    wanted = of_groups(demand, heads).max(axis=-1)
-    most = chunk_size_tokens // P
-    total = round(args.ratio * most * wanted.size)
-    pages = scale_to_total(wanted.reshape(-1), total, 1, most).reshape(wanted.shape)
-    return head_groups(heads, pages)
-
-
-def make_layout(args: argparse.Namespace, chunk_size_tokens: int, head_size: int) -> Geometry:
-    """The cache's layout for a chunk size."""
-    groups = retention_groups(args, chunk_size_tokens)
-    return Geometry(
-        head_groups=groups,
-        num_query_heads=groups.num_kv_heads * args.queries_per_kv_head,
-        head_size=head_size,
-        itemsize_bytes=DTYPE.itemsize,
-        chunk_size_tokens=chunk_size_tokens,
-        window_size_tokens=W,
-        n_sink_tokens=S,
-        page_size_rows=P,
-    )
 
 
 class Step:
@@ -94,13 +59,17 @@ class Step:
         g, position = self.geometry, np.arange(self.stop - self.count, self.stop)
         C = g.chunk_size_tokens
         sealed = position // C
-        raw = g.num_layers * g.num_kv_heads * (position + 1 - np.maximum(0, sealed * C - W)).sum()
+        raw = (
+            g.num_layers
+            * g.num_kv_heads
+            * (position + 1 - np.maximum(0, sealed * C - g.window_size_tokens)).sum()
+        )
         kept = 0
         for layer, groups in enumerate(g.head_groups.pages):
             for group in range(len(groups)):
                 rows = sealed * g.budget_rows(layer, group)
                 rows -= (sealed > 0) * g.first_row(layer, group, 0)
-                kept += GROUP * int(rows.sum())
+                kept += g.page_group_size * int(rows.sum())
         per_row = 4.0 * g.head_size * g.queries_per_kv_head
         return per_row * kept, per_row * int(raw)
 
