@@ -13,7 +13,7 @@ _MOST_PROGRAMS = 8
 one have nothing to do."""
 
 
-@triton.jit(do_not_specialize=["stride_query_token", "stride_table"])
+@triton.jit(do_not_specialize=["stride_table"])
 def _store_queries_kernel(
     query_ptr,  # [tokens, heads, D]
     query_start_ptr,  # [requests + 1] int32
