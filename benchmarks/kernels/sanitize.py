@@ -30,7 +30,14 @@ import triton.language as tl
 from tangram.kernels.prefill import Blocks
 from tangram.kernels.seal_decode import KERNEL_SCORERS
 from tangram.scorers import get_scorer
-from tests.kernels import test_decode, test_flash, test_prefill, test_seal_decode, test_store
+from tests.kernels import (
+    test_decode,
+    test_flash,
+    test_prefill,
+    test_seal_decode,
+    test_store,
+    test_store_queries,
+)
 from tests.kernels.inputs import TOLERANCE, make_geometry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +95,7 @@ def cases(which: str) -> Iterator[tuple[str, Callable[[], None]]]:
         name = f"{str(dtype)[6:]} {shape.head_size} x {shape.queries_per_kv_head}"
         shape = shape._replace(dtype=dtype)
         yield f"store, {name}", lambda shape=shape: _store(shape)
+        yield f"store queries, {name}", lambda shape=shape: _store_queries(shape)
         yield f"decode, {name}", lambda shape=shape: _decode(shape)
         yield f"prefill, {name}", lambda shape=shape: _prefill(shape)
         yield f"gather, {name}", lambda shape=shape: _gather(shape)
@@ -103,6 +111,12 @@ def _store(shape: Shape) -> None:
     sizes = dict(tokens=21, heads=3, head_size=shape.head_size, R=12)
     expected, got = test_store.run(_device(), shape.dtype, **sizes)
     assert torch.equal(got, expected)
+
+
+def _store_queries(shape: Shape) -> None:
+    step = [(1, 40), (21, 50), (1, 0)]
+    sizes = dict(W=16, R=8, heads=2 * shape.queries_per_kv_head, head_size=shape.head_size)
+    assert test_store_queries.kernel_agrees(_device(), step, dtype=shape.dtype, **sizes)
 
 
 def _decode(shape: Shape) -> None:

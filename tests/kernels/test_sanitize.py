@@ -15,7 +15,7 @@ def test_the_cases_are_of_every_kernel_type_head_size_and_number_of_query_heads(
     assert {shape.dtype for shape in sanitize.SHAPES} == {torch.float16, torch.bfloat16}
     assert {shape.head_size for shape in sanitize.SHAPES} == {64, 128, 256}
     assert {shape.queries_per_kv_head for shape in sanitize.SHAPES} == {1, 4, 16}
-    kinds = {"store", "decode", "prefill", "gather"}
+    kinds = {"store", "store queries", "decode", "prefill", "gather"}
     kinds |= {f"seal {scorer}" for scorer in KERNEL_SCORERS}
     for which in ("all", "few"):
         assert {name.partition(",")[0] for name, _ in sanitize.cases(which)} == kinds
@@ -23,7 +23,7 @@ def test_the_cases_are_of_every_kernel_type_head_size_and_number_of_query_heads(
 
 def test_a_few_cases_agree_with_their_references(kernel_device, capsys):
     assert sanitize.run_cases("few") == 0
-    assert f"{4 + len(KERNEL_SCORERS)} cases agree" in capsys.readouterr().out
+    assert f"{5 + len(KERNEL_SCORERS)} cases agree" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from tangram.kernels.seal_decode import (
 from tangram.kernels.segments import Segments
 from tangram.kernels.store import store
 from tangram.scorers.base import Scorer
-from tangram.vllm_plugin.sealing import sample_drift, store_window_queries
+from tangram.vllm_plugin.sealing import sample_drift
 from tangram.vllm_plugin.step import HostStep, LayerStep, harmless_step
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class DeviceKernels:
         step, host = harmless_step(self.geometry, sealed, self._recent_caches()[0], ring)
         host.tiles, _ = self.cut(host.segments)
         self._seal_layer(step)
+        step.store_queries()
         self._attend_mixed(step, host)
         if self._flash is not None:
             rows = max(1, self._max_step_tokens), *step.query.shape[1:]
@@ -213,8 +214,7 @@ class DeviceKernels:
         The query does not see the chunk that its own token completes, and nobody else hits it in
         this step: see `SealedManager.cache_blocks`.
         """
-        if step.ring is not None:
-            _store_decode_queries(step, step.ring)
+        step.store_queries()
         self._attend_decodes(step, len(step.query), batch_size=len(step.query))
         if step.layer == self.geometry.num_layers - 1:
             assert self._all_layers is not None, "prepare_decode comes first"
@@ -225,8 +225,7 @@ class DeviceKernels:
         if len(host.sealing):
             self._seal_layer(step)
             sample_drift(step, host)
-        if step.ring is not None:
-            store_window_queries(step, host, step.ring)
+        step.store_queries()
         self._attend_mixed(step, host)
 
     def _seal_layer(self, step: LayerStep) -> None:
@@ -314,14 +313,3 @@ def table_size(count: int, sizes: Sequence[int]) -> int:
     ones for every count that comes along would hold up a step, some milliseconds each.
     """
     return next((size for size in sizes if size >= count), 1 << (count - 1).bit_length())
-
-
-def _store_decode_queries(step: LayerStep, ring: QueryRing) -> None:
-    """Keep the step's queries in the ring, without asking the host how far each request is."""
-    assert step.ring_table is not None
-    g = ring.geometry
-    # A padded row has no tokens: its slot is the ring's last, of the null block.
-    slot = (step.seq_lens - 1) % g.window_size_tokens
-    blocks = step.ring_table.gather(1, (slot // g.ring_block_tokens).long()[:, None])[:, 0]
-    queries = step.query.to(ring.kv_cache.dtype)
-    ring.layer(step.layer)[blocks.long(), (slot % g.ring_block_tokens).long()] = queries

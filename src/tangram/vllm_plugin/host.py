@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tangram.kernels.attend import attend
 from tangram.kernels.store import store
-from tangram.vllm_plugin.sealing import sample_drift, seal_step, store_window_queries
+from tangram.vllm_plugin.sealing import sample_drift, seal_step
 from tangram.vllm_plugin.step import LayerStep
 
 
@@ -15,8 +15,7 @@ def run_on_host(step: LayerStep) -> None:
     store(step.key, step.value, step.slot_mapping, step.recent_cache)
     seal_step(step, host)
     sample_drift(step, host)
-    if step.ring is not None:
-        store_window_queries(step, host, step.ring)
+    step.store_queries()
     attend(
         step.query,
         host.segments,

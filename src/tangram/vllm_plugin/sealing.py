@@ -131,18 +131,3 @@ def _window_queries(
     held = ring.layer(step.layer)[step.ring_table[request[:, None], slot // R].long(), slot % R]
     is_held = torch.from_numpy(position < computed).to(device)
     return torch.where(is_held[:, :, None, None], held.to(window.dtype), window)
-
-
-def store_window_queries(step: LayerStep, host: HostStep, ring: QueryRing) -> None:
-    """Keep the last W queries of every request of the step."""
-    assert step.ring_table is not None
-    g, device = ring.geometry, step.query.device
-    W, R = g.window_size_tokens, g.ring_block_tokens
-    queries = host.query_start[1:] - host.query_start[:-1]
-    count = np.minimum(queries, W)
-    request = np.repeat(np.arange(len(count)), count)
-    back = np.repeat(np.cumsum(count), count) - np.arange(len(request))  # 1 is the last query
-    slot = torch.from_numpy((host.num_tokens_after[request] - back) % W).to(device)
-    index = torch.from_numpy(host.query_start[1:][request] - back).to(device)
-    blocks = step.ring_table[torch.from_numpy(request).to(device), slot // R].long()
-    ring.layer(step.layer)[blocks, slot % R] = step.query[index].to(ring.kv_cache.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tangram.geometry import Geometry
 from tangram.kernels.flash import SealedStep
 from tangram.kernels.segments import SealingChunks, Segments, cut_step
+from tangram.kernels.store_queries import store_queries
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.storage import QueryRing, SealedCache
@@ -82,6 +83,23 @@ class LayerStep:
     query_start: Tensor
     seq_lens: Tensor
     host: HostStep | None
+
+    def store_queries(self) -> None:
+        """Keep the step's last queries in the ring, if there is one.
+
+        Only once a step with prefill has sealed: until then it needs those that they replace.
+        """
+        if self.ring is None:
+            return
+        assert self.ring_table is not None
+        store_queries(
+            self.query,
+            self.query_start,
+            self.seq_lens,
+            self.ring_table,
+            self.ring.layer(self.layer),
+            self.ring.geometry.window_size_tokens,
+        )
 
 
 def harmless_step(
