@@ -24,7 +24,7 @@ from tangram.evaluate.recall import is_right, make_conversation
 from tangram.geometry import BlockCount, Geometry
 from tangram.vllm_plugin.options import CompressionOptions
 from tangram.vllm_plugin.plan import make_plan
-from tests.engine.harness import DEVICE, MODEL
+from tests.engine.harness import DEVICE, MODEL, assert_close
 from tests.engine.profiles import identity, make_profile
 from tests.engine.prompts import noise
 
@@ -162,6 +162,35 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_limit(server):
         asyncio.run(ask())
     assert str(MAX_MODEL_LEN) in str(error.value)
     assert asyncio.run(play_many(server, [20])) == 1
+    assert_idle(server)
+
+
+def test_prompt_logprobs_are_the_same_whatever_the_cache_holds(server):
+    """As lm-evaluation-harness asks for them: every token of a prompt of several chunks.
+
+    The cache is not read for them, because a hit would leave the tokens that it covers without.
+    """
+    prompt = noise(8, 4 * CHUNK + 10)
+
+    async def ask() -> list[float | None]:
+        async with client(server) as api:
+            answer = await api.completions.create(
+                model="recall", prompt=prompt, max_tokens=1, temperature=0, echo=True, logprobs=1
+            )
+        return answer.choices[0].logprobs.token_logprobs
+
+    async def read_the_cache() -> int:
+        async with client(server) as api:
+            answer = await api.completions.create(model="recall", prompt=prompt, max_tokens=1)
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    first = asyncio.run(ask())
+    assert asyncio.run(read_the_cache()) == 4 * CHUNK
+    again = asyncio.run(ask())
+    assert len(first) == len(again) == len(prompt) + 1
+    assert first[0] is again[0] is None
+    differences = [abs(a - b) for a, b in zip(first[1:], again[1:], strict=True)]
+    assert_close(differences, DEVICE.dtype)
     assert_idle(server)
 
 

@@ -23,12 +23,14 @@ def text_of(row: Mapping[str, Any], where: str) -> Text:
 
     Args:
         row: an object with `messages` (`role`, `content`), `conversations` (`from`, `value`),
-            `prompt` and `completion`, or `text`.
+            `prompt` and `completion`, or `text`; what is null counts as left out, because a
+            dataset gives every row the keys of all rows.
         where: its place, for errors.
 
     Raises:
         ConfigurationError: it has none of these, or not as expected; names the place.
     """
+    row = _without_nulls(row)
     if "messages" in row or "conversations" in row:
         name = "messages" if "messages" in row else "conversations"
         messages = row[name]
@@ -47,6 +49,7 @@ def text_of(row: Mapping[str, Any], where: str) -> Text:
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise _bad(where, f"a message is to be an object, got {message!r:.60}")
+    message = _without_nulls(message)
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # parts, of which the text is what a language model reads
@@ -58,6 +61,10 @@ def _message(message: Any, where: str) -> dict[str, str]:
             f"{', '.join(map(str, message)) or 'nothing'}",
         )
     return {"role": _SHAREGPT_ROLES.get(role, role), "content": content}
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _bad(where: str, what: str) -> ConfigurationError:

@@ -23,7 +23,7 @@ from tangram.cli.calibration import (
 )
 from tangram.cli.models import RECALL
 from tangram.cli.record import record_profile
-from tangram.cli.sample_sets import BUNDLED
+from tangram.cli.sample_sets import BUNDLED, HUB
 from tangram.profile import Profile
 from tangram.scorers import DEFAULT_SCORER
 from tangram.vllm_plugin.options import CompressionOptions, flag
@@ -35,7 +35,7 @@ DEFAULT_MEASURE_TIME_S = 300.0
 def run(argv: Sequence[str]) -> int:
     """Calibrate, and say what came of it."""
     args = parser().parse_args(argv)
-    if args.model == RECALL:
+    if args.model == RECALL and not args.data.startswith(HUB):
         # The bundled model is a folder: nothing is to be asked of the network for it.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console = Console(stderr=True)

@@ -13,7 +13,7 @@ from tangram.errors import ConfigurationError
 from tangram.evaluate.recall import Conversation, make_conversation
 
 BUNDLED = "bundled"
-_HUB = "hf:"
+HUB = "hf:"
 _FIRST_RECALL_SEED = 2_000_000
 """Training and evaluation of the recall model use other seeds."""
 
@@ -63,9 +63,9 @@ def load_samples(
         if speaks_recall(encoder):
             return recall_samples(encoder, count, least, seed), f"recall conversations, seed {seed}"
         return builtin_samples(encoder, count, least, seed), f"built-in samples, seed {seed}"
-    if data.startswith(_HUB):
+    if data.startswith(HUB):
         load = _datasets().load_dataset
-        name = data.removeprefix(_HUB)
+        name = data.removeprefix(HUB)
         samples = draw_rows(name, load, encoder, count, chunk_size_tokens, seed)
     else:
         path = Path(data)

@@ -19,8 +19,15 @@ CHAT = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
         {"prompt": "a", "completion": "b"},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, CHAT[1]]},
+        {
+            "messages": None,
+            "conversations": [
+                {"from": "human", "value": "a", "role": None, "content": None},
+                {"role": "assistant", "content": "b", "from": None},
+            ],
+        },
     ],
-    ids=["openai", "sharegpt", "prompt", "parts"],
+    ids=["openai", "sharegpt", "prompt", "parts", "nulls"],
 )
 def test_conversations_are_understood(row):
     text = texts.text_of(row, "here")
@@ -106,3 +113,25 @@ def test_a_dataset_that_fails_or_holds_no_text_is_named():
     rows = Rows([{"text": "a"}, {"label": 1}])
     with pytest.raises(ConfigurationError, match="hf:org/x, row 2 .*keys label"):
         texts.draw_rows("org/x", lambda *a, **k: rows, Encoder(by_bytes(), 100), 2, 40, seed=0)
+
+
+def test_a_folder_of_mixed_rows_is_read_with_the_library(tmp_path):
+    """The library gives every row the keys of all rows, with nulls where a row lacks them."""
+    datasets = pytest.importorskip("datasets", reason="hf:NAME needs the datasets library")
+    spoken = [{"from": "human", "value": "c" * 50}, {"from": "gpt", "value": "d"}]
+    rows = [
+        {"text": "a" * 50},
+        {"messages": [{"role": "user", "content": "b" * 50}, CHAT[1]]},
+        {"conversations": spoken},
+        {"prompt": "e" * 50, "completion": "f"},
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows * 5)))
+    encoder = Encoder(by_bytes(), 100)
+    load = datasets.load_dataset
+    drawn = texts.draw_rows(f"{tmp_path}:test", load, encoder, 20, 40, seed=0)
+    assert sorted(sample.kind for sample in drawn) == [
+        *["chat"] * 10, *["completion"] * 5, *["text"] * 5,
+    ]  # fmt: skip
+    assert drawn == texts.draw_rows(f"{tmp_path}:test", load, encoder, 20, 40, seed=0)
+    with pytest.raises(ConfigurationError, match="Bad split: train"):
+        texts.draw_rows(str(tmp_path), load, encoder, 20, 40, seed=0)

@@ -1,7 +1,9 @@
 """`tangram calibrate` before an engine starts: what it reads, and what it refuses."""
 
 import json
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +82,17 @@ def test_without_the_datasets_library_the_remedy_is_named(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigurationError, match="pip install datasets"):
         prepared(tmp_path, "--data", "hf:org/chats")
+
+
+def test_a_dataset_may_be_fetched_for_the_bundled_model(tmp_path, capsys, monkeypatch):
+    def load(name, split, streaming):
+        raise OSError(f"offline: {os.environ.get('HF_HUB_OFFLINE')}")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    out = str(tmp_path / "p.profile")
+    assert cli.main(["calibrate", "recall", "--out", out, "--data", "hf:org/chats"]) == 2
+    assert "offline: None" in capsys.readouterr().err
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, llama):
