@@ -139,6 +139,9 @@ def test_the_warm_up_runs_a_prompt_once_and_touches_the_null_block_alone(
     ran = len(launches)
     worker.kernels.warm_up(worker.sealed, worker.ring)
     assert len(launches) == ran
+    worker.kernels.forget_caches()
+    worker.kernels.warm_up(worker.sealed, worker.ring)
+    assert len(launches) == 2 * ran
 
 
 def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors, launches):

@@ -26,7 +26,8 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from tangram.kernels.seal_decode import kernel
-fn, names = kernel._seal_kernel, kernel._seal_kernel.arg_names
+fn = kernel._seal_kernel.kernel
+names = fn.arg_names
 types = {"layer_table_ptr": "*i64", "softmax_scale": "fp32", "epsilon": "fp32"}
 types |= {name: "*fp32" for name in ("mean_ptr", "factor_ptr", "rotation_ptr")}
 types |= {name: "*bf16" for name in ("recent_ptr", "sealed_ptr", "ring_ptr", "query_ptr")}

@@ -129,8 +129,9 @@ class DeviceKernels:
         """Drop the tables that hold addresses of caches, which are about to be made anew.
 
         vLLM captures graphs once on a small cache, to see what they take, before it makes the real
-        one.
+        one. Kernels are loaded anew for that: strides of a large pool can need more bits.
         """
+        self._is_warm = False
         self._seal_tables.clear()
         self._all_layers = None
 
@@ -138,7 +139,8 @@ class DeviceKernels:
     def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
         """Load the kernels of a step with prefill, which no captured step runs, by such a step.
 
-        Else the first prompt would wait for them. Does nothing from the second call on.
+        Else the first prompt would wait for them. Does nothing from the second call on, until
+        `forget_caches`.
         """
         if self._is_warm:
             return

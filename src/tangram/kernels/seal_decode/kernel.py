@@ -338,7 +338,9 @@ def seal_decode(
         assert query is None or (query.dtype == ring.dtype and len(tables.layers) == 1)
     if scorer == "expected_attention":
         assert statistics is not None and statistics.factor.shape[1] == g.num_query_heads
-    # What a scorer does not read stands for what it is not given.
+    # What a scorer does not read stands for what it is not given; its strides must not tell of the
+    # pool's size, for which the kernel would be compiled anew.
+    ring_strides = (0, 0, 0, 0) if ring is None else ring.stride()[:4]
     ring = recent_cache[None] if ring is None else ring
     ring_table = recent_table if ring_table is None else ring_table
     given = query
@@ -362,7 +364,7 @@ def seal_decode(
         0.0 if statistics is None else statistics.epsilon,
         *recent_cache.stride()[:3],
         *sealed_cache.stride()[:4],
-        *ring.stride()[:4],
+        *ring_strides,
         *query.stride()[:2],
         recent_table.stride(0),
         sealed_table.stride(0),
