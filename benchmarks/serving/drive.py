@@ -185,7 +185,9 @@ def served(side: Side, args: argparse.Namespace) -> Iterator[tuple[Server, dict[
             raise ServerError(f"{side.name} does not answer: {record.reason}; see {server.log}")
         print(side.name, json.dumps(found), flush=True)
         try:
-            yield server, found | {"server": shlex.join(side.arguments)}
+            # Model and profile lie in a folder of this run.
+            told = [Path(word).name if word.startswith("/") else word for word in side.arguments]
+            yield server, found | {"server": shlex.join(told)}
         except (aiohttp.ClientError, OSError, KeyError) as error:
             server.check_alive()
             raise ServerError(f"{side.name}: {error!r}; see {server.log}") from error

@@ -50,7 +50,7 @@ def test_triton_is_asked_once_and_the_compiled_kernel_launched_from_then_on(reme
     (launch,) = launches
     assert launch[1] == (7, 1, 1)
     # Constants come last, as the kernel names them; options are part of what is compiled.
-    assert launch[2] == (y, x, 4, 16, 64)
+    assert launch[2] == (y.data_ptr(), x.data_ptr(), 4, 16, 64)
 
 
 @pytest.mark.parametrize(

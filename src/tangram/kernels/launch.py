@@ -29,6 +29,7 @@ class Remembering:
     they begin at multiples of 16 bytes, on arguments that are None, and of integers on 1, multiples
     of 16 and the bits that they need. The key tells all of that: tensors by type and alignment,
     integers by value, or only by their bits where the kernel asks not to be specialized on them.
+    A known kernel is given addresses for tensors, about which the driver need not be asked again.
     """
 
     def __init__(self, kernel: triton.JITFunction) -> None:
@@ -41,7 +42,7 @@ class Remembering:
         """Launches with the given grid."""
 
         def launch(*args: Any, **constants: Any) -> None:
-            key = self._key(args, constants)
+            key, values = self._bind(args, constants)
             known = self._compiled.get(key)
             if known is None:
                 compiled = self.kernel[grid](*args, **constants)
@@ -49,19 +50,24 @@ class Remembering:
                 self._compiled[key] = compiled, last
             else:
                 compiled, last = known
-                compiled[(*grid, 1, 1)[:3]](*args, *last)
+                compiled[(*grid, 1, 1)[:3]](*values, *last)
 
         return launch
 
-    def _key(self, args: tuple[Any, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
+    def _bind(
+        self, args: tuple[Any, ...], constants: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], list[Any]]:
+        """The key, and the arguments with addresses for tensors."""
         key: list[Any] = [args[0].device, *constants.items()]
-        for arg, specializes in zip(args, self._specializes, strict=False):
+        values: list[Any] = list(args)
+        for index, arg in enumerate(args):
             kind = type(arg)
             if kind is int:
-                key.append(arg if specializes else (arg + (1 << 31)) >> 32)
+                key.append(arg if self._specializes[index] else (arg + (1 << 31)) >> 32)
             elif kind is float or arg is None:
                 key.append(kind)
             else:
+                values[index] = address = arg.data_ptr()
                 key.append(arg.dtype)
-                key.append(arg.data_ptr() % 16 == 0)
-        return tuple(key)
+                key.append(address % 16 == 0)
+        return tuple(key), values

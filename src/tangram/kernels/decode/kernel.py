@@ -15,6 +15,7 @@ Not here: anything that looks at a length on the host.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -275,6 +276,12 @@ def _combine(
     tl.store(out_row_ptr + dims, (acc / total).to(out_ptr.dtype.element_ty))
 
 
+@functools.cache
+def _launches_ahead(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one that it waits for still runs."""
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def decode_attention(
     query: Tensor,
     sealed_cache: Tensor,
@@ -304,7 +311,7 @@ def decode_attention(
     assert workspace.lse_log2.shape[0] >= batch * tables.num_items
 
     config = config or launch_config(2 * D * query.element_size())
-    dependent = config.dependent and query.is_cuda and torch.cuda.get_device_capability()[0] >= 9
+    dependent = config.dependent and query.is_cuda and _launches_ahead(query.device)
     _decode[(batch, tables.num_items)](
         query,
         sealed_cache,

@@ -10,6 +10,7 @@ token (the order of `tangram.scorers.select`), and a search for the key of the l
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -252,10 +253,11 @@ _PROGRAMS_PER_PROCESSOR = 4
 _INTERPRETED_PROGRAMS = 3
 
 
-def _num_programs(cache: Tensor) -> int:
-    if not cache.is_cuda:
+@functools.cache
+def _num_programs(device: torch.device) -> int:
+    if device.type != "cuda":
         return _INTERPRETED_PROGRAMS
-    processors = torch.cuda.get_device_properties(cache.device).multi_processor_count
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
     return processors * _PROGRAMS_PER_PROCESSOR
 
 
@@ -346,7 +348,7 @@ def seal_decode(
     given = query
     query = ring[0, 0] if query is None else query
     of_queries = (recent_cache,) * 3 if statistics is None else statistics.tensors
-    _seal_kernel[(_num_programs(recent_cache),)](
+    _seal_kernel[(_num_programs(recent_cache.device),)](
         recent_cache,
         sealed_cache,
         ring,
