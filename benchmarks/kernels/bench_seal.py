@@ -29,6 +29,7 @@ from torch import Tensor
 from tangram.geometry import Geometry, HeadGroups
 from tangram.kernels.seal_decode import KERNEL_SCORERS, QueryStatistics, SealTables, kernel
 from tangram.kernels.store import kernel as store_kernel
+from tangram.kernels.store_queries import kernel as queries_kernel
 from tangram.scorers import get_scorer
 from tangram.scorers.base import Chunks
 from tangram.scorers.expected_attention import ExpectedAttention, average_rotation
@@ -53,6 +54,7 @@ class Server:
     start: Tensor
     key: Tensor
     value: Tensor
+    query: Tensor
     slots: Tensor
     profile: dict[str, Tensor]
     statistics: QueryStatistics
@@ -78,6 +80,12 @@ class Server:
     def store(self, layer: int) -> None:
         """One launch."""
         store_kernel.store(self.key, self.value, self.slots, self.recent[layer])
+
+    def store_queries(self, layer: int, lens: Tensor) -> None:
+        """One launch."""
+        queries_kernel.store_queries(
+            self.query, self.start, lens, self.ring_table, self.ring[:, :, layer], W
+        )
 
 
 def make_profile(seed: int) -> dict[str, Tensor]:
@@ -152,6 +160,7 @@ def make_server(requests: int, seed: int) -> Server:
         start=torch.arange(requests + 1, dtype=torch.int32, device="cuda"),
         key=key,
         value=torch.randn_like(key),
+        query=torch.randn(requests, QUERY_HEADS, D, device="cuda").bfloat16(),
         slots=blocks[:, last - first - 1].cuda().long() * R + R - 1,
         profile=profile,
         statistics=for_kernel(profile),
@@ -243,6 +252,8 @@ def measure(server: Server, scorers: list[str], report: Callable[..., None]) -> 
 
     stores, spread = microseconds(server.store, LAYERS)
     report(what="store", us=stores, spread_us=spread)
+    queries, spread = microseconds(lambda layer: server.store_queries(layer, nobody), LAYERS)
+    report(what="store queries", us=queries, spread_us=spread)
     both, spread = microseconds(store_and_seal, LAYERS)
     report(what="seal, a launch a layer after store, nothing due", us=both - stores)
 

@@ -223,7 +223,10 @@ class DeviceKernels:
             self._seal(step, self._all_layers, query=None)
 
     def _run_mixed(self, step: LayerStep, host: HostStep) -> None:
-        """Any step: every layer seals before it attends, queries see what the step completed."""
+        """Any step: every layer seals before it attends, queries see what the step completed.
+
+        The host knows which chunks those are: no token is taken back, as speculation would.
+        """
         if len(host.sealing):
             self._seal_layer(step)
             sample_drift(step, host)
