@@ -41,25 +41,23 @@ def main() -> int:
         "budgets": args.budgets,
         "ratio": args.ratio,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = make_jobs(args, Path(folder))
-        sides = {}
-        for name in args.sides.split(","):
-            sides[name] = run_side(name, jobs[name], args.timeout_s)
-            for line in sides[name]:
-                write_line(args.out, {"side": name, **line, **told})
+    jobs = make_jobs(args)
+    sides = {}
+    for name in args.sides.split(","):
+        sides[name] = run_side(name, jobs[name], args.timeout_s)
+        for line in sides[name]:
+            write_line(args.out, {"side": name, **line, **told})
     for line in compare(sides):
         print(line, flush=True)
         write_line(args.out, {**line, **told})
     return 0
 
 
-def make_jobs(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+def make_jobs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What each engine has to do, by its name."""
-    model = write_model(args.model, folder)
+    model = write_model(args.model)
     compression = compression_options(
         args.model,
-        folder,
         retention=args.retention,
         budgets=args.budgets,
         scorer_name=args.scorer,

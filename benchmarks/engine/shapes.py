@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from benchmarks.kernels.budgets import make_benchmark_profile
 from tangram.profile import ModelIdentity
 from tangram.scorers import get_scorer
 
+FOLDER = Path(tempfile.gettempdir()) / "bench-models"
+"""Where they are written. vLLM finds what it has compiled for a model and a profile by their paths:
+the same ones in every run save each server's start half a minute."""
 QWEN = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
@@ -105,17 +110,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_model(name: str, folder: Path) -> Path:
+def write_model(name: str, folder: Path = FOLDER) -> Path:
     """A folder that `--load-format dummy` serves as the model; lengths are the model's own."""
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name], indent=2) + "\n")
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(json.dumps(CONFIGS[name], indent=2) + "\n")
+    # Others may be reading what was there.
+    Path(file.name).replace(folder / "config.json")
     return folder
 
 
 def compression_options(
     name: str,
-    folder: Path,
+    folder: Path = FOLDER,
     *,
     retention: Path | None,
     budgets: str,
@@ -127,7 +135,7 @@ def compression_options(
 
     Args:
         name: of the shape.
-        folder: for the profile.
+        folder: for the profile, whose name there tells its contents.
         retention: .npz of shares of real heads; made-up ones of the same spread without.
         budgets: `<scorer>/<scope>` that the shares are of.
         scorer_name: that serves.
@@ -135,11 +143,13 @@ def compression_options(
         seed: of made-up shares.
     """
     scorer = get_scorer(scorer_name)
-    profile = folder / "benchmark.profile"
     identity = ModelIdentity.from_config(CONFIGS[name])
     made = make_benchmark_profile(
         retention, name, budgets, identity=identity, scorer=scorer, seed=seed
     )
+    shares = b"".join(made.arrays[key].tobytes() for key in sorted(made.arrays))
+    digest = hashlib.sha256(shares).hexdigest()[:12]
+    profile = folder / f"{name}-{scorer.name}-{digest}.profile"
     made.save(profile)
     return {
         "compression_ratio": ratio,

@@ -107,20 +107,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run what is asked for and not yet done."""
     args = parser().parse_args(argv)
     cells = Cells(args.out, resume=args.resume, time_limit_s=args.time_limit_s)
-    with tempfile.TemporaryDirectory() as folder:
-        model = find_model(args.model, Path(folder))
-        told = provenance(args, argv if argv is not None else sys.argv[1:], "drive")
-        # All are planned first: a mistake is to be told before a server has run for minutes.
-        sides = [make_side(name, model, args, Path(folder)) for name in args.sides]
-        try:
-            for side in sides:
-                play_side(side, model, args, cells, told)
-        except OutOfTime as error:
-            print(error, flush=True)
-            return NOT_DONE
-        except ServerError as error:
-            print(error, file=sys.stderr)
-            return 1
+    model = find_model(args.model)
+    told = provenance(args, argv if argv is not None else sys.argv[1:], "drive")
+    # All are planned first: a mistake is to be told before a server has run for minutes.
+    sides = [make_side(name, model, args) for name in args.sides]
+    try:
+        for side in sides:
+            play_side(side, model, args, cells, told)
+    except OutOfTime as error:
+        print(error, flush=True)
+        return NOT_DONE
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
@@ -185,7 +184,7 @@ def served(side: Side, args: argparse.Namespace) -> Iterator[tuple[Server, dict[
             raise ServerError(f"{side.name} does not answer: {record.reason}; see {server.log}")
         print(side.name, json.dumps(found), flush=True)
         try:
-            # Model and profile lie in a folder of this run.
+            # Model and profile lie in a folder of this machine.
             told = [Path(word).name if word.startswith("/") else word for word in side.arguments]
             yield server, found | {"server": shlex.join(told)}
         except (aiohttp.ClientError, OSError, KeyError) as error:

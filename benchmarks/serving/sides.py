@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine.shapes import CONFIGS, compression_options, write_model
+from benchmarks.engine.shapes import CONFIGS, FOLDER, compression_options, write_model
 from tangram.cli.demo import compression_arguments
 from tangram.cli.metrics import parse
 from tangram.cli.models import RECALL, bundled_model, bundled_profile_options, read_config
@@ -57,7 +57,7 @@ class Model:
         return int(self.config["vocab_size"])
 
 
-def find_model(name: str, folder: Path) -> Model:
+def find_model(name: str, folder: Path = FOLDER) -> Model:
     """A model by name; a shape's config is written to the folder, without weights."""
     if name in CONFIGS:
         served = str(write_model(name, folder))
@@ -82,7 +82,7 @@ class Side:
     plan: CompressionPlan | None
 
 
-def make_side(name: str, model: Model, args: Any, folder: Path) -> Side:
+def make_side(name: str, model: Model, args: Any, folder: Path = FOLDER) -> Side:
     """The arguments of a side.
 
     Args:

@@ -198,16 +198,15 @@ def memory_bytes(server: Server) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Soak a server; 0 if it passed."""
     args = parser().parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        model = find_model(args.model, Path(folder))
-        side = make_side(args.side, model, args, Path(folder))
-        workload = WORKLOADS[args.workload].scaled(args.factor)
-        try:
-            with served(side, args) as (server, about):
-                found = asyncio.run(soak(server, model, workload, args))
-        except ServerError as error:
-            print(error, file=sys.stderr)
-            return 1
+    model = find_model(args.model)
+    side = make_side(args.side, model, args)
+    workload = WORKLOADS[args.workload].scaled(args.factor)
+    try:
+        with served(side, args) as (server, about):
+            found = asyncio.run(soak(server, model, workload, args))
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
     wrong = failures(found)
     told = provenance(args, argv if argv is not None else sys.argv[1:], "soak")
     line = {"what": "soak", "model": args.model, "side": args.side, "rate_per_s": args.rate}

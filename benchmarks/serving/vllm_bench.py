@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     told = provenance(args, argv, "vllm_bench")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = with_tokenizer(find_model(args.model, folder))
+        model = with_tokenizer(find_model(args.model))
         tokenizer = str(bundled_model()) if "--tokenizer" in model.arguments else model.served
-        for side in [make_side(side, model, args, folder) for side in args.sides]:
+        for side in [make_side(side, model, args) for side in args.sides]:
             try:
                 with served(side, args) as (server, about):
                     before = totals(server.get("/metrics"))
