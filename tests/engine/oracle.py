@@ -44,7 +44,7 @@ class Oracle:
     """Answers of one model under one set of budgets and one scorer.
 
     Args:
-        model_path: folder of a Llama, Qwen2 or Qwen3 model; loaded in float32.
+        model_path: folder of a model whose layers all have full attention; loaded in float32.
         head_groups: budgets; None is full attention, where every token is seen.
         scorer: rates the tokens; may be None with full attention.
         chunk_size_tokens: C.

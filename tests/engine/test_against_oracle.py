@@ -230,18 +230,29 @@ def test_a_scorer_of_another_package_follows_the_oracle(tmp_path, monkeypatch):
         check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=20)
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    # The model of the other tests is a Qwen3.
-    few(
-        ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"],
-        ["LlamaForCausalLM", "Qwen2ForCausalLM"],
+ARCHITECTURES = {
+    "LlamaForCausalLM": dict(model_type="llama"),
+    "Qwen2ForCausalLM": dict(model_type="qwen2"),
+    "Qwen3ForCausalLM": dict(model_type="qwen3"),
+    "MistralForCausalLM": dict(model_type="mistral", sliding_window=None),
+    "Phi3ForCausalLM": dict(model_type="phi3", sliding_window=None, pad_token_id=0),
+    # Its scores are not divided by the root of the head size.
+    "GraniteForCausalLM": dict(model_type="granite", attention_multiplier=0.11),
+    "Qwen3MoeForCausalLM": dict(
+        model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64
     ),
+}
+
+
+# The model of the other tests is a Qwen3.
+@pytest.mark.parametrize(
+    "architecture", few(ARCHITECTURES, ["LlamaForCausalLM", "Qwen2ForCausalLM"])
 )
 def test_architectures_follow_the_oracle(architecture, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind = architecture.removesuffix("ForCausalLM").lower()
+    sizes = dict(ARCHITECTURES[architecture])
+    kind = sizes.pop("model_type")
     config = AutoConfig.for_model(
         kind,
         hidden_size=4 * DEVICE.head_size,
@@ -254,6 +265,7 @@ def test_architectures_follow_the_oracle(architecture, tmp_path):
         max_position_embeddings=2048,
         architectures=[architecture],
         tie_word_embeddings=False,
+        **sizes,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path)
