@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.kernels.budgets import make_benchmark_profile
 from tangram.profile import ModelIdentity
+from tangram.profile.store import replace_file
 from tangram.scorers import get_scorer
 
 FOLDER = Path(tempfile.gettempdir()) / "bench-models"
@@ -114,10 +115,9 @@ def write_model(name: str, folder: Path = FOLDER) -> Path:
     """A folder that `--load-format dummy` serves as the model; lengths are the model's own."""
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-        file.write(json.dumps(CONFIGS[name], indent=2) + "\n")
-    # Others may be reading what was there.
-    Path(file.name).replace(folder / "config.json")
+    # Servers of other runs may be reading what was there.
+    config = json.dumps(CONFIGS[name], indent=2) + "\n"
+    replace_file(folder / "config.json", config.encode())
     return folder
 
 

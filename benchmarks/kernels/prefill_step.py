@@ -59,11 +59,8 @@ class Step:
         g, position = self.geometry, np.arange(self.stop - self.count, self.stop)
         C = g.chunk_size_tokens
         sealed = position // C
-        raw = (
-            g.num_layers
-            * g.num_kv_heads
-            * (position + 1 - np.maximum(0, sealed * C - g.window_size_tokens)).sum()
-        )
+        first_raw = np.maximum(0, sealed * C - g.window_size_tokens)
+        raw = g.num_layers * g.num_kv_heads * (position + 1 - first_raw).sum()
         kept = 0
         for layer, groups in enumerate(g.head_groups.pages):
             for group in range(len(groups)):

@@ -308,7 +308,7 @@ def test_the_serving_benchmark_plays_against_it(server, api):
     """Later turns hit the history, the server's own answers in it, as whole chunks of it."""
     model = find_model("recall", folder=None)
     # A window long enough for some turns where every core is taken twice.
-    phases = Phases(warmup_s=0.2, warmup_most_s=20, window_s=4, drain_s=20)
+    phases = Phases(warmup_s=0.2, warmup_most_s=20, window_s=8, drain_s=20)
 
     async def load():
         async with Run(server.url, SERVED_NAME, DIALOGUES[api], seed=5) as run:
@@ -318,7 +318,7 @@ def test_the_serving_benchmark_plays_against_it(server, api):
 
     run, found = asyncio.run(load())
     assert {record.outcome for record in run.records} == {"done"}, found
-    assert found["all_users_answered"] and found["ttft_s"]["count"] > 0
+    assert found["all_users_answered"] and found["ttft_s"]["count"] > 2
     assert found["output_tokens_per_s"] > 0 and found["counters"]["prefix_cache_hits"] > 0
     assert all(record.cached_tokens is not None for record in run.records)
     by_turn = {(r.conversation, r.turn): r for r in run.records}

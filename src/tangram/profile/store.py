@@ -33,6 +33,18 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     full = {**header, "schema_version": SCHEMA_VERSION}
     full["sha256"] = _digest(full, arrays)
     payload = save(dict(arrays), metadata={METADATA_KEY: _canonical(full)})
+    try:
+        replace_file(path, payload)
+    except OSError as error:
+        raise ProfileError(f"{path}: the profile cannot be written there: {error}") from error
+
+
+def replace_file(path: Path, payload: bytes) -> None:
+    """Write `path` at once, and leave nothing else behind: readers see the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
@@ -40,8 +52,6 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
             file.write(payload)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        raise ProfileError(f"{path}: the profile cannot be written there: {error}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
