@@ -32,10 +32,11 @@ from tangram.kernels.prefill import choose_blocks  # noqa: E402
 from tangram.kernels.prefill import kernel as prefill  # noqa: E402
 from tangram.kernels.seal_decode import kernel as seal  # noqa: E402
 from tangram.kernels.store import kernel as store  # noqa: E402
+from tangram.kernels.store_queries import kernel as store_queries  # noqa: E402
 from tests.kernels import test_decode  # noqa: E402
 
 CALLS, REPEATS = 36, 20
-MODULES = (decode, flash, prefill, seal, store)
+MODULES = (decode, flash, prefill, seal, store, store_queries)
 
 
 @contextmanager
@@ -92,6 +93,7 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     )
     found: dict[str, Callable[[], object]] = {
         "store": lambda: server.store(0),
+        "store queries": lambda: server.store_queries(0, lens),
         "seal": lambda: server.seal(tables, lens, "key_diff"),
         "decode and combine": lambda: test_decode.launch(case),
         "prefill": lambda: triton_only.layer(0),
