@@ -71,6 +71,26 @@ def test_bad_options(option, value, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "changes, advised",
+    [
+        ({}, True),
+        ({"compression_chunk_size": 512}, False),
+        ({"compression_ratio": 0.25}, False),
+        ({"compression_level": "uniform"}, False),
+    ],
+)
+def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(capfd, changes, advised):
+    compression = {
+        "compression_profile": str(Path(MODEL) / "key_diff.profile"),
+        "compression_ratio": 0.1,
+        "page_group_size": 1,
+    }
+    configure(compression=compression | changes)
+    told = capfd.readouterr().out
+    assert ("a --compression-chunk-size above 256" in told) is advised
+
+
 def test_a_window_of_none_and_a_scorer_that_looks_at_it():
     with pytest.raises(ConfigurationError, match="--compression-window-size"):
         configure(compression={"compression_scorer": "tova", "compression_window_size": 0})

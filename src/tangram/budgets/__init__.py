@@ -13,7 +13,7 @@ from tangram.budgets.measured import (
     measured_entries,
     with_entry,
 )
-from tangram.budgets.problem import BudgetProblem
+from tangram.budgets.problem import BudgetProblem, floor_pages
 from tangram.budgets.threshold import crosslayer_budgets, perlayer_budgets
 from tangram.budgets.uniform import uniform_budgets
 from tangram.errors import BudgetError
@@ -38,6 +38,7 @@ __all__ = [
     "MeasuredEntry",
     "allocate",
     "default_level",
+    "floor_pages",
     "measured_entries",
     "with_entry",
 ]

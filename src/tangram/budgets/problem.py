@@ -11,6 +11,11 @@ from tangram.errors import BudgetError, ProfileMismatchError
 from tangram.profile import Profile
 
 
+def floor_pages(n_sink_tokens: int, page_size_rows: int) -> int:
+    """Pages below which no group may fall: they hold the sinks, and one row at least."""
+    return -(-max(n_sink_tokens, 1) // page_size_rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetProblem:
     """One question to an allocation rule; see `tangram.budgets.allocate` for the fields.
@@ -81,8 +86,8 @@ class BudgetProblem:
 
     @property
     def floor_pages(self) -> int:
-        """Pages below which no group may fall: they hold the sinks, and one row at least."""
-        return -(-max(self.n_sink_tokens, 1) // self.page_size_rows)
+        """Pages below which no group may fall."""
+        return floor_pages(self.n_sink_tokens, self.page_size_rows)
 
     @property
     def groups_per_layer(self) -> int:

@@ -26,6 +26,9 @@ from tangram.vllm_plugin.refusals import (
 
 logger = logging.getLogger("vllm.tangram")
 
+MOSTLY_FLOOR = 0.5
+"""Part of the pages that no rule deals out above which a larger chunk is advised."""
+
 
 def configure(
     args: EngineArgs, options: CompressionOptions, create: Callable[[], VllmConfig]
@@ -82,3 +85,10 @@ def _announce(options: CompressionOptions, plan: CompressionPlan) -> None:
         geometry.recent_block_tokens,
         geometry.digest,
     )
+    if plan.level != "uniform" and plan.floor_share > MOSTLY_FLOOR:
+        logger.warning(
+            "%.0f %% of what is kept are pages that every head has to have of each chunk, whatever "
+            "it needs: a --compression-chunk-size above %d leaves more to the heads that need it",
+            100 * plan.floor_share,
+            geometry.chunk_size_tokens,
+        )

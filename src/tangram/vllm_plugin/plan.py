@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tangram.budgets import allocate, default_level
+from tangram.budgets import allocate, default_level, floor_pages
 from tangram.errors import ConfigurationError
 from tangram.geometry import Geometry, check_chunk
 from tangram.profile import ModelIdentity, Profile
@@ -64,6 +64,14 @@ class CompressionPlan:
     def scorer(self) -> Scorer:
         """The scorer, with its default parameters."""
         return get_scorer(self.scorer_name)
+
+    @property
+    def floor_share(self) -> float:
+        """Part of the kept pages that no rule deals out: every head group has to have them."""
+        geometry = self.geometry
+        pages = [pages for layer in geometry.head_groups.pages for pages in layer]
+        floor = floor_pages(geometry.n_sink_tokens, geometry.page_size_rows)
+        return floor * len(pages) / sum(pages)
 
     def load_profile(self) -> Profile | None:
         """The profile, read again."""
