@@ -22,10 +22,9 @@ def configure(model=MODEL, *, compression=None, **arguments):
     register()
     return EngineArgs(
         model=model,
-        dtype="float32",
         max_model_len=2048,
         additional_config={CONFIG_KEY: compression or {}},
-        **arguments,
+        **{"dtype": "float32", **arguments},
     ).create_engine_config()
 
 
@@ -115,9 +114,15 @@ def test_a_window_of_none_and_a_scorer_that_looks_at_it():
         (dict(kv_offloading_size=1.0), ["offloading", "--kv-offloading-size"]),
         (dict(kv_cache_dtype="fp8"), ["quantised KV cache", "--kv-cache-dtype fp8"]),
         (dict(disable_hybrid_kv_cache_manager=True), ["--disable-hybrid-kv-cache-manager"]),
+        (dict(kv_cache_dtype="bfloat16"), ["--kv-cache-dtype bfloat16", "a model in float32"]),
         (dict(enable_dbo=True), ["--enable-dbo"]),
+        (dict(ubatch_size=2), ["--ubatch-size"]),
         (dict(block_size=64), ["--block-size 64"]),
         (dict(attention_backend="TRITON_ATTN"), ["--attention-backend"]),
+        (
+            dict(attention_config={"backend_per_kind": {"full_attention": "TRITON_ATTN"}}),
+            ["backend_per_kind", "--attention-config"],
+        ),
         (dict(worker_extension_cls="some.Extension"), ["--worker-extension-cls some.Extension"]),
         (dict(runner="pooling", convert="embed"), ["does not generate text"]),
     ],
@@ -160,12 +165,57 @@ def test_unsupported_combinations(arguments, words):
                  max_target_positions=4096),
             "encoder-decoder",
         ),
+        (
+            dict(quantization_config=dict(
+                quant_method="compressed-tensors", format="float-quantized", config_groups={},
+                kv_cache_scheme=dict(num_bits=8, type="float", strategy="tensor", dynamic=False,
+                                     symmetric=True))),
+            "quantised KV cache.*--kv-cache-dtype",
+        ),
     ],
-    ids=["sliding", "some-sliding", "mla", "attention-free", "encoder-decoder"],
+    ids=["sliding", "some-sliding", "mla", "attention-free", "encoder-decoder",
+         "quantised-cache"],
 )  # fmt: skip
 def test_models_that_cannot_be_served(changes, word, tmp_path):
     with pytest.raises(UnsupportedError, match=word):
         configure(write_config(tmp_path, **changes))
+
+
+def test_a_checkpoint_with_scales_is_served_with_a_cache_that_does_without(tmp_path):
+    scheme = dict(num_bits=8, type="float", strategy="tensor", dynamic=False, symmetric=True)
+    quantised = dict(
+        quant_method="compressed-tensors", config_groups={}, kv_cache_scheme=scheme,
+        format="float-quantized",
+    )  # fmt: skip
+    model = write_config(tmp_path, quantization_config=quantised)
+    config = configure(model, dtype="bfloat16", kv_cache_dtype="bfloat16")
+    assert plan_of(config.additional_config).geometry.itemsize_bytes == 2
+
+
+def test_layers_with_other_heads_than_the_config_says():
+    from vllm.config import set_current_vllm_config
+
+    from tangram.vllm_plugin.backend import CompressedAttentionImpl
+
+    with set_current_vllm_config(configure()), pytest.raises(UnsupportedError) as error:
+        CompressedAttentionImpl(8, 64, 1.0, num_kv_heads=1)
+    for word in ("(8, 1, 64)", "(8, 4, 64)", "config"):
+        assert word in str(error.value)
+
+
+def test_what_vllm_asks_of_any_backend_is_asked_of_ours(monkeypatch):
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.selector import get_attn_backend
+
+    with set_current_vllm_config(configure()):
+        assert get_attn_backend(64, torch.float32, "auto").get_name() == "CUSTOM"
+        monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+        with pytest.raises(UnsupportedError, match="batch invariance"):
+            get_attn_backend(64, torch.float32, "auto")
+        monkeypatch.delenv("VLLM_BATCH_INVARIANT")
+        with pytest.raises(UnsupportedError, match="kv_cache_dtype"):
+            get_attn_backend(64, torch.float32, "fp8")
 
 
 def test_a_profile_of_another_model_is_refused(tmp_path):

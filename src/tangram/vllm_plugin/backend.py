@@ -217,17 +217,21 @@ class CompressedAttentionImpl(AttentionImpl):
         config = get_current_vllm_config()
         plan = plan_of(config.additional_config)
         assert plan is not None, "the backend is chosen only where there is a plan"
-        assert (self.num_heads, self.num_kv_heads, self.head_size) == (
-            plan.geometry.num_query_heads,
-            plan.geometry.num_kv_heads,
-            plan.geometry.head_size,
-        ), "the model's layers differ from its configuration"
+        found = self.num_heads, self.num_kv_heads, self.head_size
+        g = plan.geometry
+        expected = g.num_query_heads, g.num_kv_heads, g.head_size
+        refuse_layer(
+            **{
+                f"{found} query heads, KV heads and elements of a head, where the model's config "
+                f"says {expected}": found != expected
+            }
+        )
         layers = config.compilation_config.static_forward_context
         if SEALED_NAME not in layers:
             dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)
-            CompressedAttentionBackend.recent_spec = RecentSpec.of(plan.geometry, dtype)
+            CompressedAttentionBackend.recent_spec = RecentSpec.of(g, dtype)
             layers[SEALED_NAME] = SealedCache(plan, dtype)
-            if plan.geometry.has_query_ring:
+            if g.has_query_ring:
                 layers[RING_NAME] = QueryRing(plan, dtype)
 
     def forward(  # noqa: D102

@@ -104,7 +104,7 @@ _HOOKS = (
         "additional_config attention_backend attention_config block_size "
         "decode_context_parallel_size disable_hybrid_kv_cache_manager enable_dbo kv_cache_dtype "
         "kv_offloading_size kv_transfer_config pipeline_parallel_size "
-        "prefill_context_parallel_size speculative_config tensor_parallel_size "
+        "prefill_context_parallel_size speculative_config tensor_parallel_size ubatch_size "
         "worker_extension_cls",
     ),
     has(
@@ -137,6 +137,12 @@ _HOOKS = (
         "vllm.platforms:current_platform.get_attn_backend_cls",
         "puts the compressed backend in where the configuration asks for it",
         "selected_backend attn_selector_config",
+    ),
+    takes(
+        "what is asked of a backend",
+        f"{_ATTENTION}AttentionBackend.validate_configuration",
+        "refuses what the compressed backend lacks",
+        "kv_cache_dtype device_capability use_non_causal use_batch_invariant",
     ),
     has(
         "backend's registry name",

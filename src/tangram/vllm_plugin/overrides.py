@@ -118,7 +118,10 @@ def _create_engine_config(original: Callable) -> Callable:
 
 
 def _get_attn_backend_cls(original: Callable) -> Callable:
-    """The attention backend of layers whose configuration asks for compression."""
+    """The attention backend of layers whose configuration asks for compression.
+
+    Asked what vLLM asks of any backend that is chosen by name.
+    """
 
     def get_attn_backend_cls(
         cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
@@ -134,6 +137,13 @@ def _get_attn_backend_cls(original: Callable) -> Callable:
             and config is not None
             and plan_of(config.additional_config) is not None
         ):
+            from tangram.vllm_plugin.backend import CompressedAttentionBackend
+            from tangram.vllm_plugin.refusals import refuse_selection
+
+            reasons = CompressedAttentionBackend.validate_configuration(
+                device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
+            )
+            refuse_selection(reasons)
             return BACKEND_PATH
         return original(cls, selected_backend, attn_selector_config, *args, **kwargs)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tangram.errors import UnsupportedError
@@ -45,7 +47,11 @@ def refuse_arguments(args: EngineArgs) -> None:
         f"a quantised KV cache (--kv-cache-dtype {args.kv_cache_dtype})",
         "use --kv-cache-dtype auto",
     )
-    _refuse(args.enable_dbo, "dual-batch overlap (--enable-dbo)", "leave it out")
+    _refuse(
+        args.enable_dbo or args.ubatch_size > 1,
+        "steps cut into microbatches (--enable-dbo, --ubatch-size)",
+        "leave them out",
+    )
     _refuse(
         args.disable_hybrid_kv_cache_manager,
         "--disable-hybrid-kv-cache-manager",
@@ -58,8 +64,10 @@ def refuse_arguments(args: EngineArgs) -> None:
     )
     _refuse(
         args.attention_backend
-        or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM),
-        "another attention backend (--attention-backend)",
+        or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM)
+        or args.attention_config.backend_per_kind,
+        "another attention backend (--attention-backend, or backend_per_kind of "
+        "--attention-config)",
         "leave it out: compression brings its own",
     )
     _refuse(
@@ -103,11 +111,19 @@ def refuse_configuration(config: VllmConfig) -> None:
     """Raise UnsupportedError for what only the finished configuration shows."""
     _refuse(config.speculative_config, "speculative decoding", "leave --speculative-config out")
     _refuse(config.kv_transfer_config, "KV connectors", "leave --kv-transfer-config out")
-    dtype = config.cache_config.cache_dtype
+    model, dtype = config.model_config, config.cache_config.cache_dtype
+    # Some formats are known only to the layers, which take "auto" for the checkpoint's.
+    scheme = getattr(config.quant_config, "kv_cache_scheme", None)
     _refuse(
-        dtype not in ("auto", "float16", "bfloat16"),
+        dtype not in ("auto", "float16", "bfloat16") or (dtype == "auto" and scheme),
         f"the quantised KV cache ({dtype}) of this checkpoint",
-        "use --kv-cache-dtype auto with an unquantised cache",
+        "give --dtype and --kv-cache-dtype the same type, bfloat16 or float16: the cache then does "
+        "without the checkpoint's scales",
+    )
+    _refuse(
+        kv_cache_dtype_str_to_dtype(dtype, model) != model.dtype,
+        f"--kv-cache-dtype {dtype} with a model in {str(model.dtype).removeprefix('torch.')}",
+        "use --kv-cache-dtype auto: queries, keys and values have one type",
     )
     _refuse(
         config.scheduler_config.disable_hybrid_kv_cache_manager,
@@ -120,3 +136,13 @@ def refuse_layer(**unsupported: Any) -> None:
     """Raise UnsupportedError for a property of an attention layer, named as vLLM names it."""
     for name, value in unsupported.items():
         _refuse(value, f"attention layers with {name}", "serve the model without compression")
+
+
+def refuse_selection(reasons: Sequence[str]) -> None:
+    """Raise UnsupportedError for what vLLM asks of an attention backend and this one lacks."""
+    _refuse(
+        reasons,
+        f"what vLLM asks of the attention backend ({', '.join(reasons)})",
+        "leave out the option or environment variable that asks for it, or serve the model without "
+        "--enable-compression",
+    )
