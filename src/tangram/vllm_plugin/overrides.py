@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from tangram.vllm_plugin.options import (
     add_flags,
     options_from_flags,
 )
+
+logger = logging.getLogger("vllm.tangram")
 
 BACKEND_PATH = "tangram.vllm_plugin.backend.CompressedAttentionBackend"
 WORKER_EXTENSION_PATH = "tangram.vllm_plugin.worker.CompressionWorkerExtension"
@@ -46,13 +49,23 @@ def override(owner: type, name: str, make: Callable[[Any], Any], parameters: set
 
 
 def install() -> None:
-    """Install the flags and the overrides in this process."""
+    """Install the flags and the overrides in this process.
+
+    On a vLLM that they do not fit this ends with a warning: vLLM loads the plugin whether or not
+    anyone asks for compression. Whoever does is refused, by `hooks.require_hooks` in what comes
+    first here, or by a parser that does not know the flags, which come last.
+    """
+    try:
+        _install()
+    except Exception as error:
+        logger.warning("KV cache compression is not available: %s", error)
+
+
+def _install() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
 
-    override(EngineArgs, "add_cli_args", _add_cli_args, {"parser"})
-    override(EngineArgs, "from_cli_args", _from_cli_args, {"cls", "args"})
-    override(EngineArgs, "create_engine_config", _create_engine_config, {"self", "headless"})
+    override(EngineArgs, "create_engine_config", _create_engine_config, {"self"})
     # The CPU platform ignores the backend that the configuration names, and on the others a
     # process-wide registration would take the CUSTOM entry from another plugin.
     override(
@@ -61,6 +74,8 @@ def install() -> None:
         _get_attn_backend_cls,
         {"cls", "selected_backend", "attn_selector_config"},
     )
+    override(EngineArgs, "from_cli_args", _from_cli_args, {"cls", "args"})
+    override(EngineArgs, "add_cli_args", _add_cli_args, {"parser"})
 
 
 def _defining_class(cls: type, name: str) -> type:

@@ -1,0 +1,30 @@
+"""The plugin in a vLLM that has changed under it: harmless until somebody asks for compression."""
+
+import argparse
+import inspect
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from tangram.bundled import recall_model_path
+from tangram.vllm_plugin import overrides, register
+from tangram.vllm_plugin.options import CONFIG_KEY
+
+
+def test_a_vllm_that_has_changed_is_left_alone_until_compression_is_asked_for(monkeypatch):
+    stock_flags = inspect.unwrap(EngineArgs.add_cli_args)
+    monkeypatch.setattr(EngineArgs, "add_cli_args", staticmethod(stock_flags))
+    changed = classmethod(lambda cls, namespace: None)
+    monkeypatch.setattr(EngineArgs, "from_cli_args", changed)
+    warnings = []
+    monkeypatch.setattr(overrides.logger, "warning", lambda text, *args: warnings.append(args))
+
+    register()
+
+    assert len(warnings) == 1 and "EngineArgs.from_cli_args" in str(warnings[0][0])
+    assert EngineArgs.add_cli_args is stock_flags
+    with pytest.raises(SystemExit):
+        EngineArgs.add_cli_args(argparse.ArgumentParser()).parse_args(["--enable-compression"])
+    asked = EngineArgs(model=str(recall_model_path()), additional_config={CONFIG_KEY: {}})
+    with pytest.raises(RuntimeError, match=r"from_cli_args.*Install vLLM 0\.32"):
+        asked.create_engine_config()
