@@ -56,7 +56,8 @@ def engine_name() -> str:
 
 def board_path(engine: str, vllm_config: Any) -> Path:
     """Where the worker of an engine makes the file; both ends are on one machine."""
-    rank = vllm_config.parallel_config.data_parallel_rank
+    # Of a dense model the ranks are engines of their own, whose `data_parallel_rank` is 0.
+    rank = vllm_config.parallel_config.data_parallel_index
     return Path(tempfile.gettempdir()) / f"tangram-drift-{engine}-{rank}"
 
 

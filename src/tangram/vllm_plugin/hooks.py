@@ -323,6 +323,12 @@ _HOOKS = (
         "loads the plugin in the worker, or fails there",
         "worker_extension_cls",
     ),
+    has(
+        "data-parallel ranks",
+        "vllm.config:ParallelConfig",
+        "tells the drift of one engine from another's",
+        "data_parallel_index",
+    ),
     takes(
         "calls to workers",
         "vllm:LLM.collective_rpc",

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tangram.errors import ConfigurationError
 from tangram.kernels.segments import SealingChunks
 from tangram.profile import ModelIdentity, Profile
 from tangram.vllm_plugin.drift import LEAST_CHUNKS, LIMITS, DriftMonitor, DriftReference
-from tangram.vllm_plugin.drift_board import DriftBoard, DriftReader, DriftReading
+from tangram.vllm_plugin.drift_board import DriftBoard, DriftReader, DriftReading, board_path
 from tangram.vllm_plugin.options import CompressionOptions
 from tangram.vllm_plugin.plan import make_plan
 
@@ -185,3 +186,16 @@ def test_a_file_that_an_earlier_worker_left_is_made_anew(tmp_path):
     board = DriftBoard(path, create=True)
     assert board.read() == DriftReading(0, 0, 0, 0, 0)
     assert DriftBoard(path, create=False).read() == DriftReading(0, 0, 0, 0, 0)
+
+
+def test_engines_of_a_dense_model_served_data_parallel_have_a_board_each():
+    """vLLM makes each of them believe that it is alone; they shared one file."""
+    from vllm.config import ParallelConfig
+
+    paths = []
+    for rank in range(2):
+        parallel = ParallelConfig(data_parallel_size=2, data_parallel_size_local=2)
+        parallel.data_parallel_index = rank
+        parallel.reconfigure_for_independent_dp_rank()
+        paths.append(board_path("engine", SimpleNamespace(parallel_config=parallel)))
+    assert paths[0] != paths[1]
