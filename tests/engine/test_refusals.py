@@ -11,7 +11,7 @@ from tangram.errors import ConfigurationError, TangramError, UnsupportedError
 from tangram.vllm_plugin import register
 from tangram.vllm_plugin.options import CONFIG_KEY
 from tangram.vllm_plugin.plan import plan_of
-from tests.engine.harness import MODEL
+from tests.engine.harness import DEVICE, MODEL
 from tests.engine.profiles import make_profile
 
 
@@ -216,6 +216,29 @@ def test_what_vllm_asks_of_any_backend_is_asked_of_ours(monkeypatch):
         monkeypatch.delenv("VLLM_BATCH_INVARIANT")
         with pytest.raises(UnsupportedError, match="kv_cache_dtype"):
             get_attn_backend(64, torch.float32, "fp8")
+
+
+def test_a_model_whose_layers_choose_another_backend_is_not_served_uncompressed(monkeypatch):
+    import vllm
+    from vllm.model_executor.layers.attention import attention
+
+    def stock(*args, **kwargs):
+        config = vllm.config.get_current_vllm_config()
+        with monkeypatch.context() as patch:
+            patch.setattr(config.attention_config, "backend", None)
+            return choose(*args, **kwargs)
+
+    choose = attention.get_attn_backend
+    monkeypatch.setattr(attention, "get_attn_backend", stock)
+    with pytest.raises(UnsupportedError, match=r"choose their attention backend.*6 of them"):
+        vllm.LLM(
+            MODEL,
+            additional_config={CONFIG_KEY: {}},
+            enforce_eager=True,
+            max_model_len=512,
+            kv_cache_memory_bytes=32 << 20,
+            **{"dtype": DEVICE.dtype, **DEVICE.options},
+        )
 
 
 def test_a_profile_of_another_model_is_refused(tmp_path):

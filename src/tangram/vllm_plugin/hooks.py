@@ -330,6 +330,12 @@ _HOOKS = (
         "data_parallel_index",
     ),
     takes(
+        "caches of a model's layers",
+        "vllm.v1.worker.gpu_worker:Worker.get_kv_cache_spec",
+        "proves that every layer is compressed",
+        "self",
+    ),
+    takes(
         "calls to workers",
         "vllm:LLM.collective_rpc",
         "proves that the layout is served",

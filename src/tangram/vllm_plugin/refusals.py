@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -145,4 +145,22 @@ def refuse_selection(reasons: Sequence[str]) -> None:
         f"what vLLM asks of the attention backend ({', '.join(reasons)})",
         "leave out the option or environment variable that asks for it, or serve the model without "
         "--enable-compression",
+    )
+
+
+def refuse_uncompressed(specs: Mapping[str, object]) -> None:
+    """Raise UnsupportedError if layers of the model, once it is made, keep a cache of their own.
+
+    Args:
+        specs: of every layer that has a cache, by its name.
+    """
+    from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+
+    ours = SealedSpec | RecentSpec | QueryRingSpec
+    others = [name for name, spec in specs.items() if not isinstance(spec, ours)]
+    _refuse(
+        others,
+        f"a model whose layers choose their attention backend themselves ({len(others)} of them, "
+        f"{', '.join(others[:1])} the first)",
+        "serve it without --enable-compression",
     )

@@ -1,18 +1,38 @@
 """What compression adds to vLLM's worker, and the proof that it is there.
 
 The configuration names this class by its path, so a worker process in which the plugin cannot be
-imported fails at start instead of serving uncompressed.
+imported fails at start instead of serving uncompressed. So does a model that keeps another cache.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
+
+from vllm.v1.worker.gpu_worker import Worker
 
 from tangram.geometry import HeadGroups
 from tangram.vllm_plugin import register
+from tangram.vllm_plugin.overrides import override
+from tangram.vllm_plugin.plan import plan_of
+from tangram.vllm_plugin.refusals import refuse_uncompressed
+
+
+def _get_kv_cache_spec(original: Callable) -> Callable:
+    """A model may choose its layers' backend itself, and then none of our code is asked."""
+
+    def get_kv_cache_spec(self: Any) -> dict[str, Any]:
+        specs = original(self)
+        if plan_of(self.vllm_config.additional_config) is not None:
+            refuse_uncompressed(specs)
+        return specs
+
+    return get_kv_cache_spec
+
 
 register()
+override(Worker, "get_kv_cache_spec", _get_kv_cache_spec, {"self"})
 
 
 class CompressionWorkerExtension:
