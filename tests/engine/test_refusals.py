@@ -79,15 +79,20 @@ def test_bad_options(option, value, words):
         ({"compression_level": "uniform"}, False),
     ],
 )
-def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(capfd, changes, advised):
+def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(
+    monkeypatch, changes, advised
+):
+    from tangram.vllm_plugin import configure as module
+
+    warnings = []
+    monkeypatch.setattr(module.logger, "warning", lambda text, *args: warnings.append(text % args))
     compression = {
         "compression_profile": str(Path(MODEL) / "key_diff.profile"),
         "compression_ratio": 0.1,
         "page_group_size": 1,
     }
     configure(compression=compression | changes)
-    told = capfd.readouterr().out
-    assert ("a --compression-chunk-size above 256" in told) is advised
+    assert ("a --compression-chunk-size above 256" in "".join(warnings)) is advised
 
 
 def test_a_window_of_none_and_a_scorer_that_looks_at_it():
