@@ -1,21 +1,72 @@
-"""Types of arguments that several subcommands take."""
+"""Types and checks of arguments that several subcommands take."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
+
+from tangram.errors import ConfigurationError
 
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
     return value
 
 
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
 def ratios(text: str) -> tuple[float, ...]:
     """Shares of the rows that are kept, separated by commas."""
-    values = tuple(float(part) for part in text.split(","))
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (0.0,)
     if not all(0 < value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"{text}: expected ratios above 0 and at most 1")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected ratios above 0 and at most 1, separated by commas"
+        )
     return values
+
+
+def check_output(option: str, path: Path | None, *inputs: Path | str | None) -> None:
+    """Refuse a file that could not be written at the end, or that is read first.
+
+    Args:
+        option: that names the file.
+        path: the file; None where the option is not given.
+        inputs: files that the command reads, which writing would destroy.
+
+    Raises:
+        ConfigurationError: a folder, no folder to write it to, no right to, or one of the inputs.
+    """
+    if path is None:
+        return
+    folder = path.resolve().parent
+    reason = None
+    if path.is_dir():
+        reason = "it is a folder: name a file in it"
+    elif not folder.is_dir():
+        reason = f"there is no folder {folder}: make it first, or name another"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        reason = "there is no permission to: name another file"
+    elif any(given and Path(given).exists() and path.resolve() == Path(given).resolve()
+             for given in inputs):  # fmt: skip
+        reason = "it is what is read, and would be lost: name another file"
+    if reason:
+        raise ConfigurationError(f"{option} {path} cannot be written: {reason}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tangram.cli.arguments import count, ratios
+from tangram.cli.arguments import count, positive, ratios
 from tangram.cli.calibration import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MEASURE_RATIOS,
@@ -201,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--measure-time-limit",
-        type=float,
+        type=positive,
         default=DEFAULT_MEASURE_TIME_S,
         metavar="S",
         help=f"seconds of measuring, all ratios together (default: {DEFAULT_MEASURE_TIME_S:g})",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from tangram.budgets import allocate
 from tangram.calibrate import Sample, held_back
+from tangram.cli.arguments import check_output
 from tangram.cli.installed import is_cpu_build
 from tangram.cli.models import (
     RECALL,
@@ -27,6 +27,7 @@ from tangram.geometry import Geometry
 from tangram.profile import QUERY_COVARIANCE, QUERY_MEAN, ROPE_FREQUENCIES, ModelIdentity
 from tangram.profile.cache import snapshot_folder, weights_digest
 from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.vllm_plugin.engine_arguments import check_engine_arguments
 from tangram.vllm_plugin.options import CompressionOptions
 from tangram.vllm_plugin.plan import make_plan
 
@@ -91,9 +92,12 @@ def prepare(args: argparse.Namespace) -> Calibration:
     refuse_config(model, config)
     identity = ModelIdentity.from_config(config)
     dtype = given_engine.setdefault("dtype", "float32" if recall and is_cpu_build() else "auto")
+    group_size = args.page_group_size
+    if recall and group_size is None:
+        group_size = RECALL_GROUP_SIZE
     options = CompressionOptions.from_mapping(
         {
-            "page_group_size": args.page_group_size or (RECALL_GROUP_SIZE if recall else None),
+            "page_group_size": group_size,
             "compression_chunk_size": args.compression_chunk_size,
             "compression_window_size": args.compression_window_size,
             "compression_n_sink_tokens": args.compression_n_sink_tokens,
@@ -107,10 +111,7 @@ def prepare(args: argparse.Namespace) -> Calibration:
     get_scorer(options.compression_scorer).check_inputs(
         layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROPE_FREQUENCIES)
     )
-    folder = args.out.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigurationError(f"--out {args.out}: {folder} is no folder that can be written to")
-
+    check_output("--out", args.out, args.data)
     tokenizer_options = {n: given_engine[n] for n in _TOKENIZER_ARGUMENTS if n in given_engine}
     tokenizer = load_tokenizer(given_engine.get("tokenizer") or model, **tokenizer_options)
     samples, description = load_samples(
@@ -189,6 +190,7 @@ def _engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(f"--engine-args is to be a JSON object, got {args.engine_args}")
     if own := sorted(_OWN_ENGINE_ARGUMENTS & set(given)):
         raise ConfigurationError(f"--engine-args: calibration sets {', '.join(own)}: leave it out")
+    check_engine_arguments("--engine-args", given)
     flags = {"dtype": args.dtype, "gpu_memory_utilization": args.gpu_memory_utilization}
     return {**given, **{name: value for name, value in flags.items() if value is not None}}
 

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tangram.cli.arguments import count
+from tangram.cli.arguments import check_output, count
 from tangram.cli.demo_report import print_report, report, server_figures
 from tangram.cli.installed import is_cpu_build
 from tangram.cli.metrics import PeakSampler, parse
@@ -72,6 +72,7 @@ class Demo:
 def run(argv: Sequence[str]) -> int:
     """Play the demo; 0 when every server answered and compression was really active."""
     args = parser().parse_args(argv)
+    check_output("--json", args.json, args.profile)
     console = Console()
     demo = prepare(args)
     names = [COMPRESSED] if args.skip_stock else [STOCK, COMPRESSED]

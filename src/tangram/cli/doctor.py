@@ -10,6 +10,7 @@ import platform
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import import_module, metadata, util
 
 from rich.console import Console
@@ -86,8 +87,11 @@ def _report_server(url: str, console: Console) -> int:
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as response:
             text = response.read().decode()
-    except (OSError, ValueError) as error:  # urllib's own errors are OSErrors
-        raise ConfigurationError(f"--url {url}: {address} cannot be read: {error}") from error
+    except (OSError, ValueError, HTTPException) as error:  # urllib's own errors are OSErrors
+        raise ConfigurationError(
+            f"--url {url}: {address} cannot be read: {error}; give the address of a running "
+            "server, such as http://localhost:8000"
+        ) from error
     findings = served(text)
     _print(f"Served at {url}", findings, console)
     return _conclude(findings, console)

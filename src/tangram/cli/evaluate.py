@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from tangram.cli.arguments import check_output
 from tangram.cli.evaluate_cells import Grid, Setting, make_engine, make_settings, play_scripts
 from tangram.cli.evaluate_options import parser
 from tangram.cli.evaluate_report import print_tables
@@ -26,6 +27,7 @@ from tangram.evaluate.plot import draw, require_plots
 from tangram.evaluate.results import Cell, append_cell, read_cells, settings_digest
 from tangram.evaluate.tasks import Sizes, get_task
 from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.engine_arguments import check_engine_arguments
 
 _TOKENIZER_OPTIONS = ("trust_remote_code", "revision")
 _OWN_OPTIONS = ("model", "max_model_len", "dtype", "enable_prefix_caching", "additional_config")
@@ -67,11 +69,13 @@ class Evaluation:
 def run(argv: Sequence[str]) -> int:
     """Evaluate, or only draw; 0 when every cell is there."""
     args = parser().parse_args(argv)
+    check_output("--plot", args.plot, args.plot_only, args.out)
     if args.plot_only:
         if args.plot is None:
             raise ConfigurationError("--plot-only FILE needs --plot FILE, where to draw")
         draw(read_cells(args.plot_only, "--plot-only"), args.plot)
         return 0
+    check_output("--out", args.out)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     evaluation = prepare(args, argv)
@@ -102,7 +106,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
     engine = _engine_options(args.engine)
     chat = _chat_format(args, model, engine)
-    scripts = _scripts(args, chat)
+    scripts = _scripts(args, config, chat)
     max_model_len = _max_model_len(args, config, scripts)
     identity = {
         "model": args.model,
@@ -256,10 +260,21 @@ def _grid(args: argparse.Namespace) -> Grid:
     )
 
 
-def _scripts(args: argparse.Namespace, chat: ChatFormat) -> list[Script]:
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def _scripts(args: argparse.Namespace, config: dict[str, Any], chat: ChatFormat) -> list[Script]:
+    limit = args.max_model_len or _text_config(config).get("max_position_embeddings")
     scripts = []
     for spec in dict.fromkeys(args.tasks):
         task = get_task(spec)
+        if not task.reads_file and limit and max(args.context_tokens) > limit:
+            raise ConfigurationError(
+                f"--context-tokens is {max(args.context_tokens)}, and the model takes {limit}: "
+                "give less, or --max-model-len if the model is served longer"
+            )
         lengths = [None] if task.reads_file else dict.fromkeys(args.context_tokens)
         for tokens in lengths:
             sizes = Sizes(tokens, args.conversations, args.questions, args.seed)
@@ -276,9 +291,8 @@ def _max_model_len(
         ConfigurationError: a conversation is longer than the model takes.
     """
     longest = max(scripts, key=lambda script: script.longest_tokens)
-    nested = config.get("text_config")
-    text = nested if isinstance(nested, dict) else config
-    limit = args.max_model_len or text.get("max_position_embeddings") or longest.longest_tokens
+    most = _text_config(config).get("max_position_embeddings")
+    limit = args.max_model_len or most or longest.longest_tokens
     if longest.longest_tokens > limit:
         raise ConfigurationError(
             f"the longest conversation of task {longest.spec} takes {longest.longest_tokens} "
@@ -318,4 +332,5 @@ def _engine_options(given: Sequence[tuple[str, Any]]) -> dict[str, Any]:
                 f"--engine {name}: the evaluation sets it; leave it out, or use the option of its "
                 "own (--max-model-len, --dtype, --ratios and the others)"
             )
+    check_engine_arguments("--engine", dict(given))
     return dict(given)

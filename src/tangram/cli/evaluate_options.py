@@ -97,7 +97,8 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
         "--levels",
         type=_list_of(str),
         metavar="L,L,...",
-        help="budget rules (default: error with a profile, uniform without)",
+        help="budget rules (default: as in serving: measured where the profile has it, error with "
+        "another profile, uniform without)",
     )
     add(
         "--profile",

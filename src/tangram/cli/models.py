@@ -58,7 +58,9 @@ def read_config(model: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
+        raise ConfigurationError(
+            f"{path} cannot be read as JSON: {error}: give a model's config.json or its folder"
+        ) from error
     if not isinstance(config, dict):
         raise ConfigurationError(f"{path} holds {type(config).__name__}, expected a JSON object")
     return config
@@ -85,9 +87,9 @@ def _from_hub(model: str) -> Path:
     except Exception as error:  # offline, gated, unknown, a bad name: the library has many
         reason = str(error).strip().split("\n")[0]
         raise ConfigurationError(
-            f"{model} is no local folder, and its config.json could not be had from the Hugging "
-            f"Face Hub ({type(error).__name__}: {reason}): give a folder with a config.json, or "
-            "check the name, the network and the access token"
+            f"{model} is no local folder with a config.json, and none could be had from the "
+            f"Hugging Face Hub ({type(error).__name__}: {reason}): give a folder with a "
+            "config.json, or check the name, the network and the access token"
         ) from error
 
 

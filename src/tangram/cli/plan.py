@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tangram.cli.arguments import count
+from tangram.cli.arguments import check_output, count, positive
 from tangram.cli.balance import (
     DEFAULT_THREAD_BLOCKS,
     H200_SMS,
@@ -40,6 +40,7 @@ ITEMSIZE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def run(argv: Sequence[str]) -> int:
     """Print the plan, and write it as JSON where asked."""
     args = parser().parse_args(argv)
+    check_output("--json", args.json, args.model, args.compression_profile)
     config = read_config(args.model)
     refuse_config(args.model, config)
     identity = ModelIdentity.from_config(config)
@@ -212,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--gpu-memory",
-        type=_positive,
+        type=positive,
         required=True,
         metavar="GIB",
         help="GiB for the KV cache alone, without weights and activations",
@@ -243,17 +244,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a size above 0")
-    return value
-
-
 def _lengths(text: str) -> list[int]:
-    lengths = [int(part) for part in text.split(",")]
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = [0]
     if min(lengths) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected lengths of at least 1")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected lengths of at least 1, separated by commas"
+        )
     return lengths
 
 

@@ -93,7 +93,10 @@ class ModelIdentity:
         def size(name: str) -> int:
             value = text.get(name)
             if not isinstance(value, int):
-                raise ProfileError(f"the model's config needs an integer {name}, got {value!r}")
+                raise ProfileError(
+                    f"the model's config needs an integer {name}, got {value!r}: give the "
+                    "folder or config.json of a decoder-only model"
+                )
             return value
 
         query_heads = size("num_attention_heads")

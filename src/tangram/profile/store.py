@@ -84,14 +84,19 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             found = header.pop("sha256")
             damaged = found != _digest(header, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProfileError(f"{path}: damaged: its header is not one ({error!r})") from error
+        raise ProfileError(
+            f"{path}: damaged: its header is not one ({error!r}): copy it again, or calibrate again"
+        ) from error
     if schema > SCHEMA_VERSION:
         raise ProfileError(
             f"{path}: written with schema {schema} by version {writer}; this version reads "
             f"schemas up to {SCHEMA_VERSION}: update tangram-kv, or calibrate again"
         )
     if damaged:
-        raise ProfileError(f"{path}: damaged: its contents do not fit its checksum")
+        raise ProfileError(
+            f"{path}: damaged: its contents do not fit its checksum: copy it again, or calibrate "
+            "again"
+        )
     return header, arrays
 
 

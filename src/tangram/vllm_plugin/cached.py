@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
 from tangram.scorers import get_scorer
@@ -17,8 +18,19 @@ ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
 
 
 def calibrate_arguments() -> list[str]:
-    """What the environment asks of automatic calibration."""
-    return shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
+    """What the environment asks of automatic calibration.
+
+    Raises:
+        ConfigurationError: it cannot be taken apart into words.
+    """
+    given = os.environ.get(ARGUMENTS_VARIABLE, "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the environment variable {ARGUMENTS_VARIABLE} is {given!r}, which a shell could not "
+            f"read ({error}): mend it, or unset it"
+        ) from error
 
 
 def needs_profile(options: CompressionOptions) -> bool:

@@ -14,6 +14,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from tangram.errors import UnsupportedError
 from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.engine_arguments import named_refusals
 from tangram.vllm_plugin.process import free_memory, in_this_process
 
 OnLayer = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
@@ -51,7 +52,7 @@ class FullKVEngine:
     """
 
     def __init__(self, model: str, max_tokens: int, **options: Any) -> None:
-        with in_this_process():
+        with named_refusals(), in_this_process():
             self._llm = LLM(
                 model,
                 max_model_len=max_tokens + 1,

@@ -11,6 +11,7 @@ from vllm import SamplingParams
 from vllm.platforms import current_platform
 
 from tangram.geometry import HeadGroups
+from tangram.vllm_plugin.engine_arguments import named_refusals
 from tangram.vllm_plugin.llm import LLM
 from tangram.vllm_plugin.process import SWITCH, free_memory, in_this_process
 from tangram.vllm_plugin.swap import swap_budgets
@@ -31,7 +32,7 @@ class GreedyEngine:
     """
 
     def __init__(self, model: str, compression: Mapping[str, Any] | None, **options: Any) -> None:
-        with _in_process_on_cpu():
+        with named_refusals(), _in_process_on_cpu():
             self._llm = LLM(
                 model,
                 enable_prefix_caching=True,

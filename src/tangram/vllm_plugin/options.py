@@ -93,6 +93,10 @@ class CompressionOptions:
                 f"--compression-drift-sample is {self.compression_drift_sample}: give 1 or more "
                 "sealed chunks, one of which is sampled, or 0 for none"
             )
+        if self.compression_profile == "":
+            raise ConfigurationError(
+                "--compression-profile is empty: give a file, auto or none, or leave it out"
+            )
         if self.compression_level is not None and self.compression_level not in LEVELS:
             raise ConfigurationError(
                 f"--compression-level is {self.compression_level!r}: choose one of "

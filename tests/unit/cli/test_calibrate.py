@@ -53,6 +53,7 @@ def test_texts_of_the_users_own(tmp_path):
         (["--samples", "3"], ["--samples 4", "--no-measure"]),
         (["--compression-chunk-size", "100"], ["--compression-chunk-size"]),
         (["--page-group-size", "3"], ["--page-group-size is 3"]),
+        (["--page-group-size", "0"], ["--page-group-size is 0"]),
         (["--scorer", "h2o"], ["h2o", "key_diff"]),
         (["--scorer", "tova", "--compression-window-size", "0"], ["--compression-window-size"]),
         (["--measure-ratios", "0.05"], ["--compression-ratio 0.05", "0.0625"]),
@@ -62,6 +63,10 @@ def test_texts_of_the_users_own(tmp_path):
         (["--data", "chats.csv"], ["chats.csv", ".jsonl"]),
         (["--data", "/nowhere/chats.jsonl"], ["/nowhere/chats.jsonl"]),
         (["--out", "/nowhere/p.profile"], ["--out", "/nowhere"]),
+        (["--out", "."], ["--out .", "a folder"]),
+        (["--measure-time-limit", "nan"], ["--measure-time-limit", "above 0"]),
+        (["--engine-args", '{"fast": true}'], ["--engine-args", "no argument fast"]),
+        (["--engine-args", '{"seed": "x"}'], ["--engine-args", "seed is 'x'", "integer"]),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, arguments, words):

@@ -106,6 +106,7 @@ def test_the_bundled_profile_is_used_unless_another_way_is_asked_for(monkeypatch
         (["--turns", "9", "--facts", "4"], "turns"),
         (["--ratio", "0"], "--compression-ratio"),
         (["--conversations", "0"], "--conversations"),
+        (["--json", "/none/demo.json"], "--json /none/demo.json cannot be written"),
     ],
 )
 def test_a_mistake_is_told_before_any_server_starts(arguments, said, capsys):

@@ -217,9 +217,10 @@ def test_drawing_from_a_file(shelf, tmp_path, capsys):
         (["--tasks", "quiz"], "unknown task 'quiz' in --tasks"),
         (["--tasks", "locomo:/none.json"], "/none.json is not one"),
         (["--tasks", "niah_single"], "cannot represent the task's text"),
-        (["--context-tokens", "40000"], "and the model 32768: give less --context-tokens"),
+        (["--context-tokens", "40000"], "--context-tokens is 40000, and the model takes 32768"),
         (["--context-tokens", "20"], "--context-tokens is 20"),
-        (["--max-model-len", "200"], "and the model 200"),
+        (["--max-model-len", "200"], "--context-tokens is 300, and the model takes 200"),
+        (["--max-model-len", "301"], "and the model 301: give less --context-tokens"),
         (["--ratios", "0.5,0.01"], "ratio 0.01 cannot be evaluated"),
         (["--ratios", "0.01"], "the smallest ratio that works is 0.0625"),
         (["--ratios", "2"], "above 0 and at most 1"),
@@ -232,6 +233,10 @@ def test_drawing_from_a_file(shelf, tmp_path, capsys):
         (["--profile", "/none/{scorer}.profile"], "/none/key_diff.profile"),
         (["--engine", "enable_prefix_caching=false"], "--engine enable_prefix_caching"),
         (["--engine", "nothing"], "expected NAME=VALUE"),
+        (["--engine", "speed=9"], "--engine: vllm.LLM has no argument speed"),
+        (["--engine", "max_num_seqs=few"], "--engine: max_num_seqs is 'few'"),
+        (["--out", "/none/cells.jsonl"], "--out /none/cells.jsonl cannot be written"),
+        (["--plot", "/none/plot.svg"], "--plot /none/plot.svg cannot be written"),
         (["--chat-template", "/none.jinja"], "--chat-template /none.jinja cannot be read"),
         (["--chat-template-options", "[1]"], "expected a JSON object"),
         (["--plot-only", "/none.jsonl"], "--plot-only FILE needs --plot FILE"),
@@ -242,6 +247,14 @@ def test_drawing_from_a_file(shelf, tmp_path, capsys):
 def test_a_mistake_is_told_before_any_engine_starts(arguments, said, no_engine, capsys):
     assert cli.main(["evaluate", *SMALL, *arguments]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plot_is_not_drawn_over_its_cells(no_engine, tmp_path, capsys):
+    cells = tmp_path / "cells.jsonl"
+    cells.write_text("{}\n")
+    assert cli.main(["evaluate", "--plot-only", str(cells), "--plot", str(cells)]) == 2
+    assert f"--plot {cells} cannot be written" in capsys.readouterr().err
+    assert cells.read_text() == "{}\n"
 
 
 def test_an_out_file_of_something_else_is_not_written_to(no_engine, tmp_path, capsys):

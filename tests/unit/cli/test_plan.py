@@ -116,6 +116,21 @@ def test_the_profile_that_a_server_would_take_by_itself(tmp_path, monkeypatch, c
         assert "calibrate" not in capsys.readouterr().out
 
 
+def test_the_config_is_never_written_over(llama, capsys):
+    config = llama / "config.json"
+    before = config.read_text()
+    assert plan("--gpu-memory", "16", "--json", str(config), model=config) == 2
+    assert f"--json {config} cannot be written" in " ".join(capsys.readouterr().err.split())
+    assert config.read_text() == before
+
+
+def test_arguments_of_calibration_that_no_shell_could_read(llama, monkeypatch, capsys):
+    (llama / "model.safetensors").write_bytes(bytes(16))
+    monkeypatch.setenv("TANGRAM_CALIBRATE_ARGS", "--data 'chats.jsonl")
+    assert plan("--gpu-memory", "16", model=llama) == 2
+    assert "TANGRAM_CALIBRATE_ARGS" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_here_are_told(llama, tmp_path, capsys):
     assert plan_json(llama, tmp_path)["level"] == "uniform"
     said = " ".join(capsys.readouterr().out.split())
@@ -250,7 +265,10 @@ def test_a_window_that_is_not_used_is_no_hindrance(write_config, changes):
         (["--gpu-memory", "0"], "--gpu-memory"),
         (["--gpu-memory", "16", "--contexts", "0"], "--contexts"),
         (["--gpu-memory", "16", "--thread-blocks", "0"], "--thread-blocks"),
-        (["--gpu-memory", "16", "--contexts", "a"], "--contexts"),
+        (["--gpu-memory", "16", "--contexts", "a"], "--contexts: a: expected lengths"),
+        (["--gpu-memory", "much"], "--gpu-memory: much: expected a number above 0"),
+        (["--gpu-memory", "16", "--compression-profile", ""], "--compression-profile is empty"),
+        (["--gpu-memory", "16", "--json", "/none/plan.json"], "--json /none/plan.json cannot"),
         ([], "--gpu-memory"),
     ],
 )

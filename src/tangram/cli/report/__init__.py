@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tangram.cli.arguments import count, ratios
+from tangram.cli.arguments import check_output, count, ratios
 from tangram.cli.balance import DEFAULT_THREAD_BLOCKS
 from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render
@@ -22,6 +22,7 @@ DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def run(argv: Sequence[str]) -> int:
     """Write the page, and repeat its warnings."""
     args = parser().parse_args(argv)
+    check_output("--out", args.out, args.profile)
     profile = Profile.load(args.profile)
     settings = Settings.of(
         profile,

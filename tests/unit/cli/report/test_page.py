@@ -109,9 +109,12 @@ def test_a_large_model_stays_small(make_profile, tmp_path):
     [
         (("--ratios", "0.5,2"), "expected ratios above 0 and at most 1"),
         (("--ratios", ",".join(str(n / 100) for n in range(10, 90, 5))), "at most 12"),
+        (("--ratios", "half"), "expected ratios above 0 and at most 1"),
         (("--thread-blocks", "0"), "expected 1 or more"),
+        (("--thread-blocks", "many"), "expected 1 or more"),
         (("--page-group-size", "3"), "--page-group-size is 3"),
         (("--out", "/nowhere/page.html"), "--out /nowhere/page.html cannot be written"),
+        (("--out", "."), "--out . cannot be written: it is a folder"),
     ],
 )
 def test_mistakes_are_told(make_profile, tmp_path, capsys, arguments, words):
@@ -120,6 +123,15 @@ def test_mistakes_are_told(make_profile, tmp_path, capsys, arguments, words):
     command = ["report", str(source), "--out", str(tmp_path / "page.html"), *arguments]
     assert cli.main(command) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_profile_is_never_written_over(make_profile, tmp_path, capsys):
+    source = tmp_path / "tiny.profile"
+    make_profile().save(source)
+    before = source.read_bytes()
+    assert cli.main(["report", str(source), "--out", str(source)]) == 2
+    assert "it is what is read" in capsys.readouterr().err
+    assert source.read_bytes() == before
 
 
 def test_a_missing_profile_is_told(tmp_path, capsys):
