@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tangram.cli.installed import is_cpu_build, vllm_command
 from tangram.cli.models import (
@@ -13,7 +15,15 @@ from tangram.cli.models import (
     RECALL_GROUP_SIZE,
     bundled_model,
     bundled_profile_options,
+    read_config,
 )
+from tangram.cli.plan import compression_options
+from tangram.errors import ProfileError
+from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.vllm_plugin.cached import calibrate_arguments
+from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, add_flags
+from tangram.vllm_plugin.plan import make_plan
 
 _ENABLE = "--enable-compression"
 _CACHE_MEMORY = "--kv-cache-memory-bytes"
@@ -25,6 +35,7 @@ Everything is handed on to 'vllm serve' as it is, with {_ENABLE} added.
 MODEL comes first. Without one the bundled recall model is served, as '{RECALL}', with
 settings that suit it; any of them can be given to have another.
 """
+_USAGE = "tangram serve [MODEL] [options of vllm serve]"
 _EPILOG = "vLLM's own options: tangram serve --help=all"
 
 
@@ -33,7 +44,9 @@ def run(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         _parser().print_help()
         return 0
-    command = vllm_command("serve", *serve_arguments(argv))
+    arguments = serve_arguments(argv)
+    command = vllm_command("serve", *arguments)
+    check_options(arguments)
     sys.stdout.flush()
     os.execve(command[0], command, {**os.environ, **_environment(argv)})
     raise AssertionError("unreachable")
@@ -46,6 +59,49 @@ def serve_arguments(argv: Sequence[str]) -> list[str]:
     if _names_a_model(given):
         return [*given, *enable]
     return [str(bundled_model()), *given, *enable, *_recall_defaults(given, os.environ)]
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse in one line, before vLLM is loaded, options of compression that it would refuse.
+
+    What depends on the model is looked at where the model is a folder here. Nothing is, where
+    options come from elsewhere too.
+
+    Raises:
+        TangramError: names the option and the remedy.
+    """
+    if {"--config", "--additional-config"} & _flags(arguments):
+        return
+    parser = argparse.ArgumentParser(usage=_USAGE, add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
+    scorer = get_scorer(options.compression_scorer)
+    asked = (options.compression_profile or AUTO_PROFILE).lower()
+    if asked not in (AUTO_PROFILE, NO_PROFILE):
+        profile = Profile.load(str(options.compression_profile))
+        profile.check(
+            model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
+        )
+    elif asked == AUTO_PROFILE:
+        calibrate_arguments()
+        # What a profile that is not there yet will have to say is left to the server.
+        options = replace(
+            options,
+            compression_profile=NO_PROFILE,
+            compression_level="uniform",
+            compression_scorer=DEFAULT_SCORER,
+            compression_drift_sample=0,
+        )
+    folder = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    if folder is None or not (folder / "config.json").is_file():
+        return
+    if "--hf-overrides" in _flags(arguments):
+        return
+    try:
+        identity = ModelIdentity.from_config(read_config(str(folder)))
+    except ProfileError:
+        return  # vLLM may know the sizes by other names.
+    make_plan(options, identity, itemsize_bytes=2)
 
 
 def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -95,12 +151,19 @@ def _flags(given: Sequence[str]) -> set[str]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    from tangram.vllm_plugin.options import add_flags
+def _spelled(given: Sequence[str]) -> list[str]:
+    """The arguments with options spelled as in the documentation."""
+    parts = [(argument, *argument.partition("=")) for argument in given]
+    return [
+        name.replace("_", "-") + equals + value if argument.startswith("--") else argument
+        for argument, name, equals, value in parts
+    ]
 
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tangram serve",
-        usage="tangram serve [MODEL] [options of vllm serve]",
+        usage=_USAGE,
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

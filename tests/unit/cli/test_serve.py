@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 
+from tangram import cli
 from tangram.cli import installed, launch, models, serve
 from tangram.cli.serve import serve_arguments
 from tangram.errors import ConfigurationError
@@ -102,6 +103,41 @@ def test_the_process_becomes_vllm(monkeypatch):
     assert command[1] == "-m" and command[3:5] == ["serve", RECALL]
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment.keys() >= os.environ.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compression-ratio", "1.5"], "--compression-ratio is 1.5"),
+        (["--compression_ratio=nan"], "--compression-ratio is nan"),
+        (["--compression-ratio", "half"], "--compression-ratio: invalid float value"),
+        (["--compression-scorer", "h2o"], "unknown --compression-scorer 'h2o'"),
+        (["--compression-level", "best"], "--compression-level is 'best'"),
+        (["--compression-profile", "/none.profile"], "/none.profile: no readable profile"),
+        (["--page-group-size", "3"], "--page-group-size is 3"),
+        (["--compression-chunk-size", "100"], "--compression-chunk-size is 100"),
+        (["--compression-ratio", "0.01"], "--compression-ratio 0.01 is too low"),
+        (["--compression-profile", "none", "--compression-level", "mass"], "needs statistics"),
+    ],
+)
+def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arguments, said):
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("became vLLM"))
+    assert cli.main(["serve", str(llama), *arguments]) == 2
+    captured = capsys.readouterr().err
+    assert said in captured and "Traceback" not in captured
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["org/model", "--page-group-size", "3"],  # its heads are not known here
+        ["org/model", "--compression-ratio", "0.01", "--config", "sizes.yaml"],
+        ["org/model", "--compression-level", "mass", "--compression-drift-sample", "9"],
+        ["org/model", "-cc.mode=none", "--made-up=-3", "--help=all"],
+    ],
+)
+def test_what_only_the_server_can_tell_is_left_to_it(arguments):
+    serve.check_options(serve_arguments(arguments))
 
 
 def fake_version(monkeypatch, **known):
