@@ -144,7 +144,7 @@ def _options(args: argparse.Namespace) -> CompressionOptions:
         "compression_level": args.level,
         "compression_profile": args.profile,
     }
-    asked = any((args.scorer, args.level, args.profile))
+    asked = any((args.scorer, args.profile))
     return CompressionOptions.from_mapping(
         {**given, **({} if asked else bundled_profile_options())}
     )

@@ -116,7 +116,7 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
         defaults["--dtype"] = "float32"
     if "VLLM_CPU_KVCACHE_SPACE" not in environment and "--gpu-memory-utilization" not in flags:
         defaults[_CACHE_MEMORY] = str(_RECALL_CACHE_BYTES)
-    chosen = {"--compression-profile", "--compression-scorer", "--compression-level"}
+    chosen = {"--compression-profile", "--compression-scorer"}
     if not chosen & flags:
         for name, option in bundled_profile_options().items():
             defaults["--" + name.replace("_", "-")] = option
