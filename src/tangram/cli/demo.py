@@ -127,6 +127,13 @@ def prepare(args: argparse.Namespace) -> Demo:
         memory = plan.geometry.full_bytes(max_model_len * args.conversations) * 3 // 2
     else:
         memory = args.kv_memory << 20
+        layout = plan.geometry
+        needed = (layout.held_bytes if args.skip_stock else layout.full_bytes)(max_model_len)
+        if memory < needed:
+            raise ConfigurationError(
+                f"--kv-memory is {args.kv_memory}: a conversation of {max_model_len} tokens takes "
+                f"{needed / 2**20:.1f} MiB: give more, or less --context-tokens"
+            )
     arguments = ["--served-model-name", RECALL, "--dtype", dtype, "--enforce-eager"]
     arguments += ["--max-model-len", str(max_model_len), "--kv-cache-memory-bytes", str(memory)]
     # What a step computes is raw until its end, so long steps would hide what is held between them.

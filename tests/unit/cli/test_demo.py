@@ -96,6 +96,8 @@ def test_the_bundled_profile_is_used_unless_another_way_is_asked_for(monkeypatch
     assert demo._options(parse([])).compression_level == "error"
     assert demo._options(parse(["--scorer", "tova"])).compression_level is None
     assert demo._options(parse(["--profile", "none"])).compression_level is None
+    monkeypatch.setattr(demo, "bundled_profile_options", lambda: {"compression_profile": "p"})
+    assert demo._options(parse(["--level", "mass"])).compression_profile == "p"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,8 @@ def test_the_bundled_profile_is_used_unless_another_way_is_asked_for(monkeypatch
         (["--turns", "9", "--facts", "4"], "turns"),
         (["--ratio", "0"], "--compression-ratio"),
         (["--conversations", "0"], "--conversations"),
+        (["--kv-memory", "1"], "--kv-memory is 1"),
+        (["--kv-memory", "1", "--skip-stock"], "--kv-memory is 1"),
         (["--json", "/none/demo.json"], "--json /none/demo.json cannot be written"),
     ],
 )

@@ -88,6 +88,8 @@ def test_the_bundled_profile_is_used_with_its_scorer(monkeypatch):
     arguments = serve_arguments([])
     assert value_of(arguments, "--compression-profile") == "p.safetensors"
     assert value_of(arguments, "--compression-scorer") == "tova"
+    level = serve_arguments(["--compression-level", "mass"])
+    assert value_of(level, "--compression-profile") == "p.safetensors"
     assert "--compression-profile" not in serve_arguments(["--compression-scorer", "snap_kv"])
     assert "--compression-profile" not in serve_arguments(["org/model"])
 
