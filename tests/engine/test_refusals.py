@@ -122,6 +122,7 @@ def test_a_window_of_none_and_a_scorer_that_looks_at_it():
         (dict(kv_cache_dtype="bfloat16"), ["--kv-cache-dtype bfloat16", "a model in float32"]),
         (dict(enable_dbo=True), ["--enable-dbo"]),
         (dict(ubatch_size=2), ["--ubatch-size"]),
+        (dict(prefix_cache_retention_interval=4096), ["--prefix-cache-retention-interval 4096"]),
         (dict(block_size=64), ["--block-size 64"]),
         (dict(attention_backend="TRITON_ATTN"), ["--attention-backend"]),
         (

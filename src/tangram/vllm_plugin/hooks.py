@@ -104,8 +104,8 @@ _HOOKS = (
         "additional_config attention_backend attention_config block_size "
         "decode_context_parallel_size disable_hybrid_kv_cache_manager enable_dbo kv_cache_dtype "
         "kv_offloading_size kv_transfer_config pipeline_parallel_size "
-        "prefill_context_parallel_size speculative_config tensor_parallel_size ubatch_size "
-        "worker_extension_cls",
+        "prefill_context_parallel_size prefix_cache_retention_interval speculative_config "
+        "tensor_parallel_size ubatch_size worker_extension_cls",
     ),
     has(
         "additional configuration",
