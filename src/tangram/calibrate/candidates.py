@@ -39,9 +39,17 @@ def single_rules(problem: BudgetProblem) -> dict[str, HeadGroups]:
 
 
 def nearby(problem: BudgetProblem) -> Iterator[tuple[str, HeadGroups]]:
-    """What the profile's measured budgets of other ratios and sizes suggest, if it has any."""
-    if measured_entries(problem.needed_profile()):
+    """What the profile's measured budgets of other ratios and sizes suggest, if it has any.
+
+    First what serving would take from them, then each of them alone, rescaled: at a lower ratio the
+    nearest may be mostly floors, from which nothing is to be learned about larger chunks.
+    """
+    entries = measured_entries(problem.needed_profile())
+    if entries:
         yield "measured nearby", RULES[MEASURED](replace(problem, level=MEASURED))
+    for entry in entries:
+        name = f"measured at {entry.ratio:g} in chunks of {entry.chunk_size_tokens}"
+        yield name, group_by_demand(problem, entry.shares)
 
 
 def blends(problem: BudgetProblem, best_first: Sequence[str]) -> Iterator[tuple[str, HeadGroups]]:

@@ -8,8 +8,8 @@ import pytest
 
 from tangram.budgets import BudgetProblem, MeasuredEntry, with_entry
 from tangram.budgets.curves import greedy_pages
-from tangram.budgets.grouping import head_pages
-from tangram.calibrate.candidates import blends, single_rules
+from tangram.budgets.grouping import group_by_demand, head_pages
+from tangram.calibrate.candidates import blends, nearby, single_rules
 from tangram.calibrate.moves import PageWorth, against_all, between, move_pages, shake_pages
 from tangram.calibrate.search import search_budgets
 from tangram.errors import ConfigurationError
@@ -278,6 +278,39 @@ def test_what_was_found_for_another_ratio_is_tried():
     lower = dataclasses.replace(problem, ratio=0.15, profile=with_entry(problem.profile, entry))
     again = search_budgets(lower, needs, 6, time_limit_s=1e9, max_evaluations=60)
     assert again.origin == "measured nearby"
+
+
+def test_every_measured_entry_is_a_candidate_whatever_its_sizes():
+    """Two entries in chunks of 256: mostly floors at 0.08, and what is asked for at 0.2."""
+    problem = make_problem(0.1)
+    problem = dataclasses.replace(problem, chunk_size_tokens=512)
+    order = np.random.default_rng(3).permutation(LAYERS * HEADS).reshape(LAYERS, HEADS)
+    profile, pages = problem.profile, {}
+    for ratio, rich in ((0.08, 3), (0.2, 8)):
+        small = dataclasses.replace(problem, ratio=ratio, chunk_size_tokens=256)
+        groups = group_by_demand(small, np.where(order < rich, 50.0, 1.0))
+        pages[ratio] = head_pages(groups)
+        entry = MeasuredEntry(
+            ratio=ratio,
+            page_group_size=1,
+            chunk_size_tokens=256,
+            page_size_rows=16,
+            n_sink_tokens=4,
+            window_size_tokens=32,
+            head_groups=groups,
+        )
+        profile = with_entry(profile, entry)
+    found = dict(nearby(dataclasses.replace(problem, profile=profile)))
+    assert list(found) == [
+        "measured nearby",
+        "measured at 0.08 in chunks of 256",
+        "measured at 0.2 in chunks of 256",
+    ]
+    # Half the ratio in twice the chunk is the same number of pages: the very same budgets.
+    assert (head_pages(found["measured at 0.2 in chunks of 256"]) == pages[0.2]).all()
+    assert (head_pages(found["measured nearby"]) != pages[0.2]).any()
+    for budgets in found.values():
+        assert head_pages(budgets).sum() == problem.total_pages
 
 
 def test_rules_with_the_same_budgets_are_blended_once_and_uniform_always():
