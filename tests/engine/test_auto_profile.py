@@ -55,6 +55,11 @@ def auto(**options):
     )
 
 
+def test_drift_is_compared_with_the_profile_that_is_calibrated_first(cache, made):
+    assert auto(compression_drift_sample=9).drift_sample == 9
+    assert len(made) == 1
+
+
 @pytest.mark.timeout(180)
 def test_a_server_calibrates_once_and_keeps_the_profile(cache, monkeypatch, logged):
     monkeypatch.setenv("TANGRAM_CALIBRATE_ARGS", TINY)

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tangram.cli.installed import is_cpu_build, vllm_command
@@ -20,8 +19,8 @@ from tangram.cli.models import (
 from tangram.cli.plan import compression_options
 from tangram.errors import ProfileError
 from tangram.profile import ModelIdentity, Profile
-from tangram.scorers import DEFAULT_SCORER, get_scorer
-from tangram.vllm_plugin.cached import calibrate_arguments
+from tangram.scorers import get_scorer
+from tangram.vllm_plugin.cached import calibrate_arguments, without_profile
 from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, add_flags
 from tangram.vllm_plugin.plan import make_plan
 
@@ -77,31 +76,29 @@ def check_options(arguments: Sequence[str]) -> None:
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
     scorer = get_scorer(options.compression_scorer)
     asked = (options.compression_profile or AUTO_PROFILE).lower()
-    if asked not in (AUTO_PROFILE, NO_PROFILE):
+    if asked == AUTO_PROFILE:
+        calibrate_arguments()
+        # What a profile that is not there yet will have to say is left to the server.
+        options = without_profile(options)
+    if identity := _local_identity(arguments):
+        make_plan(options, identity, itemsize_bytes=2)
+    elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
         profile.check(
             model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
         )
-    elif asked == AUTO_PROFILE:
-        calibrate_arguments()
-        # What a profile that is not there yet will have to say is left to the server.
-        options = replace(
-            options,
-            compression_profile=NO_PROFILE,
-            compression_level="uniform",
-            compression_scorer=DEFAULT_SCORER,
-            compression_drift_sample=0,
-        )
-    folder = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    if folder is None or not (folder / "config.json").is_file():
-        return
-    if "--hf-overrides" in _flags(arguments):
-        return
+
+
+def _local_identity(arguments: Sequence[str]) -> ModelIdentity | None:
+    """The model that is a folder here; None where only vLLM knows what it will serve."""
+    if not arguments or arguments[0].startswith("-") or "--hf-overrides" in _flags(arguments):
+        return None
+    if not (Path(arguments[0]) / "config.json").is_file():
+        return None
     try:
-        identity = ModelIdentity.from_config(read_config(str(folder)))
+        return ModelIdentity.from_config(read_config(arguments[0]))
     except ProfileError:
-        return  # vLLM may know the sizes by other names.
-    make_plan(options, identity, itemsize_bytes=2)
+        return None  # vLLM may know the sizes by other names.
 
 
 def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> list[str]:

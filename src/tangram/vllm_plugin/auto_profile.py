@@ -20,8 +20,12 @@ from vllm.engine.arg_utils import EngineArgs
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import locked
-from tangram.scorers import DEFAULT_SCORER
-from tangram.vllm_plugin.cached import cached_profile, calibrate_arguments, needs_profile
+from tangram.vllm_plugin.cached import (
+    cached_profile,
+    calibrate_arguments,
+    needs_profile,
+    without_profile,
+)
 from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.vllm_plugin.plan import group_size, make_plan
 
@@ -69,8 +73,7 @@ def resolve_profile(
         _warn_uniform(options, "weights are made up (--load-format dummy) and not calibrated")
         return none
     # What no profile mends is refused now rather than after minutes of calibration.
-    plain = replace(none, compression_level="uniform", compression_scorer=DEFAULT_SCORER)
-    make_plan(plain, model, itemsize_bytes)
+    make_plan(without_profile(options), model, itemsize_bytes)
     options = replace(options, page_group_size=group_size(options, model.num_kv_heads))
     try:
         path = cached_profile(options, args.model, model, args.revision)

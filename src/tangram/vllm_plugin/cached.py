@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
-from tangram.scorers import get_scorer
-from tangram.vllm_plugin.options import CompressionOptions
+from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.vllm_plugin.options import NO_PROFILE, CompressionOptions
 from tangram.vllm_plugin.plan import group_size
 
 ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
@@ -37,6 +38,17 @@ def needs_profile(options: CompressionOptions) -> bool:
     """Whether budgets or scores are made of a profile's statistics."""
     scorer = get_scorer(options.compression_scorer)
     return options.compression_level != "uniform" or bool(scorer.needs_statistics)
+
+
+def without_profile(options: CompressionOptions) -> CompressionOptions:
+    """The options as far as no profile has a say: they can be checked before there is one."""
+    return replace(
+        options,
+        compression_profile=NO_PROFILE,
+        compression_level="uniform",
+        compression_scorer=DEFAULT_SCORER,
+        compression_drift_sample=0,
+    )
 
 
 def cached_profile(
