@@ -14,6 +14,15 @@ from tangram.vllm_plugin.plan import plan_of
 from tests.engine.harness import DEVICE, MODEL
 from tests.engine.profiles import make_profile
 
+QUANTISED_CACHE = dict(
+    quant_method="compressed-tensors",
+    format="float-quantized",
+    config_groups={},
+    kv_cache_scheme=dict(
+        num_bits=8, type="float", strategy="tensor", dynamic=False, symmetric=True
+    ),
+)
+
 
 def configure(model=MODEL, *, compression=None, **arguments):
     """vLLM's configuration with compression on; no engine is started."""
@@ -172,10 +181,7 @@ def test_unsupported_combinations(arguments, words):
             "encoder-decoder",
         ),
         (
-            dict(quantization_config=dict(
-                quant_method="compressed-tensors", format="float-quantized", config_groups={},
-                kv_cache_scheme=dict(num_bits=8, type="float", strategy="tensor", dynamic=False,
-                                     symmetric=True))),
+            dict(quantization_config=QUANTISED_CACHE),
             "quantised KV cache.*--kv-cache-dtype",
         ),
     ],
@@ -188,12 +194,7 @@ def test_models_that_cannot_be_served(changes, word, tmp_path):
 
 
 def test_a_checkpoint_with_scales_is_served_with_a_cache_that_does_without(tmp_path):
-    scheme = dict(num_bits=8, type="float", strategy="tensor", dynamic=False, symmetric=True)
-    quantised = dict(
-        quant_method="compressed-tensors", config_groups={}, kv_cache_scheme=scheme,
-        format="float-quantized",
-    )  # fmt: skip
-    model = write_config(tmp_path, quantization_config=quantised)
+    model = write_config(tmp_path, quantization_config=QUANTISED_CACHE)
     config = configure(model, dtype="bfloat16", kv_cache_dtype="bfloat16")
     assert plan_of(config.additional_config).geometry.itemsize_bytes == 2
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from tangram.errors import ConfigurationError
+
+Number = TypeVar("Number", int, float)
 
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
+    value = _number(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
     return value
@@ -22,10 +22,7 @@ def count(text: str) -> int:
 
 def positive(text: str) -> float:
     """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
     return value
@@ -33,15 +30,30 @@ def positive(text: str) -> float:
 
 def ratios(text: str) -> tuple[float, ...]:
     """Shares of the rows that are kept, separated by commas."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = (0.0,)
+    values = tuple(_number(float, part) for part in text.split(","))
     if not all(0 < value <= 1 for value in values):
         raise argparse.ArgumentTypeError(
             f"{text}: expected ratios above 0 and at most 1, separated by commas"
         )
     return values
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1, separated by commas."""
+    values = tuple(_number(int, part) for part in text.split(","))
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected lengths of at least 1, separated by commas"
+        )
+    return values
+
+
+def _number(kind: type[Number], text: str) -> Number:
+    """The number, or 0, which no argument may be, for what is none."""
+    try:
+        return kind(text)
+    except ValueError:
+        return kind(0)
 
 
 def check_output(option: str, path: Path | None, *inputs: Path | str | None) -> None:

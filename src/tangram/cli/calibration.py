@@ -24,7 +24,13 @@ from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.cli.sample_sets import load_samples, load_tokenizer
 from tangram.errors import BudgetError, ConfigurationError
 from tangram.geometry import Geometry
-from tangram.profile import QUERY_COVARIANCE, QUERY_MEAN, ROPE_FREQUENCIES, ModelIdentity
+from tangram.profile import (
+    QUERY_COVARIANCE,
+    QUERY_MEAN,
+    ROPE_FREQUENCIES,
+    ModelIdentity,
+    text_config,
+)
 from tangram.profile.cache import snapshot_folder, weights_digest
 from tangram.scorers import DEFAULT_SCORER, get_scorer
 from tangram.vllm_plugin.engine_arguments import check_engine_arguments
@@ -168,8 +174,7 @@ def measure_ratios(asked: Sequence[float] | None, layout: Geometry) -> tuple[flo
 
 def _max_tokens(asked: int | None, config: dict[str, Any], layout: Geometry) -> int:
     """Tokens of the longest sample: as asked, or the default as far as the model goes."""
-    text = config.get("text_config") or config
-    longest = text.get("max_position_embeddings") or DEFAULT_MAX_TOKENS + 1
+    longest = text_config(config).get("max_position_embeddings") or DEFAULT_MAX_TOKENS + 1
     # The engine that reads a sample also generates one token.
     most = asked or min(max(DEFAULT_MAX_TOKENS, 4 * layout.chunk_size_tokens), longest - 1)
     if not layout.chunk_size_tokens < most < longest:

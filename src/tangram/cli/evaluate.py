@@ -26,7 +26,7 @@ from tangram.evaluate.play import Script, make_script
 from tangram.evaluate.plot import draw, require_plots
 from tangram.evaluate.results import Cell, append_cell, read_cells, settings_digest
 from tangram.evaluate.tasks import Sizes, get_task
-from tangram.profile import ModelIdentity
+from tangram.profile import ModelIdentity, text_config
 from tangram.vllm_plugin.engine_arguments import check_engine_arguments
 
 _TOKENIZER_OPTIONS = ("trust_remote_code", "revision")
@@ -106,8 +106,9 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
     engine = _engine_options(args.engine)
     chat = _chat_format(args, model, engine)
-    scripts = _scripts(args, config, chat)
-    max_model_len = _max_model_len(args, config, scripts)
+    limit = args.max_model_len or text_config(config).get("max_position_embeddings")
+    scripts = _scripts(args, limit, chat)
+    max_model_len = _max_model_len(args, limit, scripts)
     identity = {
         "model": args.model,
         "network": ModelIdentity.from_config(config).to_dict(),
@@ -260,13 +261,7 @@ def _grid(args: argparse.Namespace) -> Grid:
     )
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
-
-
-def _scripts(args: argparse.Namespace, config: dict[str, Any], chat: ChatFormat) -> list[Script]:
-    limit = args.max_model_len or _text_config(config).get("max_position_embeddings")
+def _scripts(args: argparse.Namespace, limit: int | None, chat: ChatFormat) -> list[Script]:
     scripts = []
     for spec in dict.fromkeys(args.tasks):
         task = get_task(spec)
@@ -282,18 +277,14 @@ def _scripts(args: argparse.Namespace, config: dict[str, Any], chat: ChatFormat)
     return scripts
 
 
-def _max_model_len(
-    args: argparse.Namespace, config: dict[str, Any], scripts: Sequence[Script]
-) -> int:
+def _max_model_len(args: argparse.Namespace, limit: int | None, scripts: Sequence[Script]) -> int:
     """What was asked for, or what the longest conversation needs.
 
     Raises:
         ConfigurationError: a conversation is longer than the model takes.
     """
     longest = max(scripts, key=lambda script: script.longest_tokens)
-    most = _text_config(config).get("max_position_embeddings")
-    limit = args.max_model_len or most or longest.longest_tokens
-    if longest.longest_tokens > limit:
+    if limit and longest.longest_tokens > limit:
         raise ConfigurationError(
             f"the longest conversation of task {longest.spec} takes {longest.longest_tokens} "
             f"tokens with its answer, and the model {limit}: give less --context-tokens, a file "

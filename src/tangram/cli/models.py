@@ -9,6 +9,7 @@ from typing import Any
 
 from tangram.bundled import recall_model_path
 from tangram.errors import ConfigurationError, UnsupportedError
+from tangram.profile import text_config
 
 RECALL = "recall"
 # Not .safetensors: an engine that loads the folder would take it for weights.
@@ -95,8 +96,7 @@ def _from_hub(model: str) -> Path:
 
 def refuse_config(model: str, config: Mapping[str, Any]) -> None:
     """Raise UnsupportedError for a config whose model compression cannot serve yet."""
-    nested = config.get("text_config")
-    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+    text = text_config(config)
     reason = None
     if config.get("is_encoder_decoder"):
         reason = "is an encoder-decoder"

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tangram.cli.arguments import check_output, count, positive
+from tangram.cli.arguments import check_output, count, lengths, positive
 from tangram.cli.balance import (
     DEFAULT_THREAD_BLOCKS,
     H200_SMS,
@@ -25,7 +25,7 @@ from tangram.cli.installed import versions
 from tangram.cli.models import read_config, refuse_config
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry
-from tangram.profile import ModelIdentity
+from tangram.profile import ModelIdentity, text_config
 from tangram.vllm_plugin.cached import cached_profile, needs_profile
 from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, add_flags
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
@@ -179,8 +179,7 @@ def most_blocks(layout: Geometry, context: int) -> int:
 
 def served_dtype(config: Mapping[str, Any]) -> str:
     """The dtype that vLLM serves a config with: its own, or half precision for float32."""
-    nested = config.get("text_config")
-    for part in (config, nested if isinstance(nested, Mapping) else {}):
+    for part in (config, text_config(config)):
         found = part.get("dtype") or part.get("torch_dtype")
         if isinstance(found, str):
             name = found.removeprefix("torch.")
@@ -190,9 +189,7 @@ def served_dtype(config: Mapping[str, Any]) -> str:
 
 def default_contexts(config: Mapping[str, Any]) -> list[int]:
     """The usual lengths that the model can take, or its longest."""
-    nested = config.get("text_config")
-    text = nested if isinstance(nested, Mapping) else config
-    longest = text.get("max_position_embeddings") or DEFAULT_CONTEXTS[-1]
+    longest = text_config(config).get("max_position_embeddings") or DEFAULT_CONTEXTS[-1]
     return [n for n in DEFAULT_CONTEXTS if n <= longest] or [longest]
 
 
@@ -226,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--contexts",
-        type=_lengths,
+        type=lengths,
         metavar="N,N,...",
         help=f"tokens of a request (default: {','.join(map(str, DEFAULT_CONTEXTS))}, as far as "
         "the model goes)",
@@ -242,18 +239,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     add_flags(made)
     return made
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        lengths = [int(part) for part in text.split(",")]
-    except ValueError:
-        lengths = [0]
-    if min(lengths) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text}: expected lengths of at least 1, separated by commas"
-        )
-    return lengths
 
 
 def _groups(layout: Geometry) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The profile: the file that calibration writes and that budgets and scorers read."""
 
-from tangram.profile.identity import ModelIdentity
+from tangram.profile.identity import ModelIdentity, text_config
 from tangram.profile.profile import (
     ERROR_CURVE,
     MASS_CURVE,
@@ -21,5 +21,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "ModelIdentity",
     "Profile",
+    "text_config",
     "threshold_share",
 ]

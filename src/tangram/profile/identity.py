@@ -40,6 +40,12 @@ _NETWORK_FIELDS = (
 _SLIDING_FIELDS = ("layer_types", "max_window_layers", "sliding_window", "sliding_window_pattern")
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a Hugging Face config, which some nest."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else config
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """The network that statistics belong to.
@@ -87,8 +93,7 @@ class ModelIdentity:
         Raises:
             ProfileError: the config lacks a size.
         """
-        nested = config.get("text_config")
-        text = nested if isinstance(nested, Mapping) else config
+        text = text_config(config)
 
         def size(name: str) -> int:
             value = text.get(name)

@@ -34,7 +34,7 @@ from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSp
 from tangram.vllm_plugin.device import has_kernels
 from tangram.vllm_plugin.host import run_on_host
 from tangram.vllm_plugin.plan import plan_of
-from tangram.vllm_plugin.refusals import refuse_layer
+from tangram.vllm_plugin.refusals import refuse_heads, refuse_layer
 from tangram.vllm_plugin.step import HostStep, LayerStep
 from tangram.vllm_plugin.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
 
@@ -220,12 +220,7 @@ class CompressedAttentionImpl(AttentionImpl):
         found = self.num_heads, self.num_kv_heads, self.head_size
         g = plan.geometry
         expected = g.num_query_heads, g.num_kv_heads, g.head_size
-        refuse_layer(
-            **{
-                f"{found} query heads, KV heads and elements of a head, where the model's config "
-                f"says {expected}": found != expected
-            }
-        )
+        refuse_heads(found, expected)
         layers = config.compilation_config.static_forward_context
         if SEALED_NAME not in layers:
             dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)

@@ -143,6 +143,21 @@ def refuse_layer(**unsupported: Any) -> None:
         _refuse(value, f"attention layers with {name}", "serve the model without compression")
 
 
+def refuse_heads(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise UnsupportedError if a layer's heads are not those that the plan is made for.
+
+    Args:
+        found: query heads, KV heads and elements of a head of the layer.
+        expected: the same by the model's config.
+    """
+    _refuse(
+        found != expected,
+        f"attention layers with {found} query heads, KV heads and elements of a head, where the "
+        f"model's config says {expected}",
+        "serve the model without compression",
+    )
+
+
 def refuse_selection(reasons: Sequence[str]) -> None:
     """Raise UnsupportedError for what vLLM asks of an attention backend and this one lacks."""
     _refuse(

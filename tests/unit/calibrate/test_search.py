@@ -53,6 +53,19 @@ def make_problem(ratio=0.2, group=1, seed=0, **arrays):
     )
 
 
+def entry_of(problem, head_groups):
+    """What a profile holds once these budgets were measured."""
+    return MeasuredEntry(
+        ratio=problem.ratio,
+        page_group_size=problem.page_group_size,
+        chunk_size_tokens=problem.chunk_size_tokens,
+        page_size_rows=problem.page_size_rows,
+        n_sink_tokens=problem.n_sink_tokens,
+        window_size_tokens=32,
+        head_groups=head_groups,
+    )
+
+
 class Needs:
     """Divergence: every head has a weight and a scale, and samples differ a little."""
 
@@ -266,15 +279,7 @@ def test_the_belief_learns_what_pages_are_worth():
 def test_what_was_found_for_another_ratio_is_tried():
     problem, needs = make_problem(0.25), Needs()
     found = search_budgets(problem, needs, 6, time_limit_s=1e9, max_evaluations=300)
-    entry = MeasuredEntry(
-        ratio=0.25,
-        page_group_size=1,
-        chunk_size_tokens=256,
-        page_size_rows=16,
-        n_sink_tokens=4,
-        window_size_tokens=32,
-        head_groups=found.head_groups,
-    )
+    entry = entry_of(problem, found.head_groups)
     lower = dataclasses.replace(problem, ratio=0.15, profile=with_entry(problem.profile, entry))
     again = search_budgets(lower, needs, 6, time_limit_s=1e9, max_evaluations=60)
     assert again.origin == "measured nearby"
@@ -290,16 +295,7 @@ def test_every_measured_entry_is_a_candidate_whatever_its_sizes():
         small = dataclasses.replace(problem, ratio=ratio, chunk_size_tokens=256)
         groups = group_by_demand(small, np.where(order < rich, 50.0, 1.0))
         pages[ratio] = head_pages(groups)
-        entry = MeasuredEntry(
-            ratio=ratio,
-            page_group_size=1,
-            chunk_size_tokens=256,
-            page_size_rows=16,
-            n_sink_tokens=4,
-            window_size_tokens=32,
-            head_groups=groups,
-        )
-        profile = with_entry(profile, entry)
+        profile = with_entry(profile, entry_of(small, groups))
     found = dict(nearby(dataclasses.replace(problem, profile=profile)))
     assert list(found) == [
         "measured nearby",
