@@ -67,6 +67,8 @@ class Job:
     side: str
     load: Load
     ratio: float = 0.25
+    options: tuple[str, ...] = ()
+    """Further ones of the driver."""
 
     @property
     def name(self) -> str:
@@ -86,10 +88,15 @@ PARTS: dict[str, list[Job]] = {
     "mid": pair(Q4, MID),
     "short": pair(Q4, SHORT),
     "saturation": [*pair(Q4, SEARCH), Job(Q4, "tangram", AT_STOCKS_RATE)],
-    "rivals": [Job(Q4, "fp8", LONG), Job(Q4, "tangram", LONG, 0.5), Job(Q4, "offload", LONG)],
-    "ratios": [Job(Q4, "tangram", LONG, 0.1), Job(Q4, "tangram", MID, 0.5)],
+    "rivals": [
+        Job(Q4, "fp8", LONG),
+        Job(Q4, "tangram", LONG, 0.5),
+        # Of the workloads the one whose users such a share of a host's memory holds.
+        Job(Q4, "offload", AGENT, options=("--offload-gib", "160")),
+    ],
+    "ratios": [Job(Q4, "tangram", LONG, 0.1)],
     "models": [*pair("qwen2.5-7b", LONG_7B), *pair("qwen3-32b", MID_32B)],
-    "ablation": pair(Q4, MID, "unragged", "uniform", "stock-nocache", "tangram-nocache"),
+    "ablation": pair(Q4, MID, "unragged", "stock-nocache", "tangram-nocache", "uniform"),
     "agent": pair(Q4, AGENT),
 }
 """Name -> jobs, in the order in which they are run."""
@@ -243,7 +250,7 @@ def _options(job: Job, cells: Sequence[str]) -> list[str]:
         "--model", job.model, "--sides", job.side, "--ratio", f"{job.ratio:g}",
         "--cells", ",".join(cells), "--warmup-s", f"{phases.warmup_s:g}",
         "--warmup-most-s", f"{phases.warmup_most_s:g}", "--window-s", f"{phases.window_s:g}",
-        "--drain-s", f"{phases.drain_s:g}", "--server-args", SERVER_ARGS,
+        "--drain-s", f"{phases.drain_s:g}", "--server-args", SERVER_ARGS, *job.options,
     ]  # fmt: skip
 
 
