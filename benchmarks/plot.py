@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,18 @@ def bars(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return panels
 
 
-def draw(panels: dict[str, dict[str, float]], path: Path) -> None:
-    """One panel below the other; a line marks stock."""
+def draw(
+    panels: dict[str, dict[str, float]],
+    path: Path,
+    pale: Callable[[str], bool] = lambda label: False,
+) -> None:
+    """One panel below the other; a line marks stock.
+
+    Args:
+        panels: title -> label -> ratio to stock.
+        path: of the picture.
+        pale: tells of a label whether its bar is one of those to compare with.
+    """
     # Text stays text, and the same lines give the same file.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tangram"})
     rows = sum(map(len, panels.values())) + 2 * len(panels)
@@ -59,7 +70,8 @@ def draw(panels: dict[str, dict[str, float]], path: Path) -> None:
     heights = [len(values) + 1 for values in panels.values()]
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis, (title, values) in zip(axes[:, 0], panels.items(), strict=True):
-        drawn = axis.barh(list(values), list(values.values()), color="#4477aa")
+        colours = ["#bbbbbb" if pale(label) else "#4477aa" for label in values]
+        drawn = axis.barh(list(values), list(values.values()), color=colours)
         axis.bar_label(drawn, fmt="%.2f", padding=3)
         axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
         axis.set_xlim(0, 1.15 * max(1, *values.values()))

@@ -28,12 +28,14 @@ class Column:
         title: of the column.
         path: keys that lead to the figure in a line.
         digits: after the point.
-        plotted: how the plot calls the ratio to stock; empty for none.
+        compared: whether the ratio to stock stands beside it.
+        plotted: how the plot calls that ratio; empty for none.
     """
 
     title: str
     path: tuple[str, ...]
     digits: int = 2
+    compared: bool = False
     plotted: str = ""
 
     def of(self, line: dict[str, Any]) -> float | None:
@@ -45,20 +47,26 @@ class Column:
 
 
 COLUMNS = (
-    Column("requests/s", ("requests_per_s",), 3, "requests/s (higher is better)"),
-    Column("output tokens/s", ("output_tokens_per_s",), 0, "output tokens/s (higher is better)"),
-    Column("TTFT median, s", ("ttft_s", "p50"), 2, "time to first token, median (lower is better)"),
-    Column("p95", ("ttft_s", "p95"), 2, "time to first token, p95 (lower is better)"),
+    Column("requests/s", ("requests_per_s",), 3, True, "requests/s (higher is better)"),
+    Column("output tokens/s", ("output_tokens_per_s",), 0, True),
+    Column(
+        "TTFT median, s", ("ttft_s", "p50"), 2, True,
+        "time to first token, median (lower is better)",
+    ),
+    Column("p95", ("ttft_s", "p95"), 2, True, "time to first token, p95 (lower is better)"),
     Column("p99", ("ttft_s", "p99"), 2),
     Column(
-        "time per token median, s", ("token_time_s", "p50"), 4, "time per token (lower is better)"
+        "time per token median, s", ("token_time_s", "p50"), 4, True,
+        "time per token, median (lower is better)",
     ),
     Column("gap p99, s", ("gap_s", "p99"), 3),
     Column("cached share", ("cached_share",), 2),
     Column("preemptions", ("counters", "preemptions"), 0),
     Column("KV peak", ("usage_peak",), 2),
+)  # fmt: skip
+RATE = Column(
+    "sustained conversations/s", ("rate_per_s",), 3, True, "sustained rate (higher is better)"
 )
-RATE = Column("sustained conversations/s", ("rate_per_s",), 3, "sustained rate (higher is better)")
 
 
 def newest(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,7 +136,7 @@ def _figure(column: Column, line: dict[str, Any], base: dict[str, Any] | None) -
         return "-"
     text = f"{value:,.{column.digits}f}"
     theirs = column.of(base) if base is not None and base is not line else None
-    return f"{text} ({value / theirs:.2f}x)" if column.plotted and theirs else text
+    return f"{text} ({value / theirs:.2f}x)" if column.compared and theirs else text
 
 
 def _unanswered(line: dict[str, Any]) -> str:
@@ -164,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         panels = ratios(lines)
         if not panels:
             made.error(f"--plot: no cell stands beside one of {STOCK}")
-        draw(panels, args.plot)
+        draw(panels, args.plot, pale=lambda label: ": tangram " not in label)
     return 0
 
 
