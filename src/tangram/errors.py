@@ -13,6 +13,22 @@ class UnsupportedError(ConfigurationError):
     """Compression was asked for together with something that it cannot serve yet."""
 
 
+class TextError(ConfigurationError):
+    """A text that no sample can be made of.
+
+    Args:
+        where: its place.
+        reason: what is wrong with it.
+
+    Attributes:
+        fault: both, without the remedy.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.fault = f"{where}: {reason}"
+        super().__init__(f"{self.fault}: mend or remove it, or give another --data")
+
+
 class BudgetError(TangramError, ValueError):
     """Budgets that do not add up: too few pages, too many, or of the wrong shape."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, TextError
 
 Messages = Sequence[dict[str, str]]
 Render = Callable[[Messages, bool], str]
@@ -83,7 +83,7 @@ class Encoder:
         """The sample of a text.
 
         Raises:
-            ConfigurationError: the chat template does not take the conversation; names its place.
+            TextError: the chat template does not take the conversation; names its place.
         """
         templated = bool(text.messages) and bool(getattr(self.tokenizer, "chat_template", None))
         render = self._templated if templated else _written_out
@@ -116,10 +116,12 @@ class Encoder:
         try:
             return render(text.messages, False)
         except Exception as error:  # templates raise what they like
-            raise ConfigurationError(
-                f"{text.where}: the model's chat template does not take this conversation "
-                f"({error}): its roles are "
-                f"{', '.join(message['role'] for message in text.messages[:8])}; mend or remove it"
+            reason = str(error).strip().split("\n")[0]
+            roles = ", ".join(message["role"] for message in text.messages[:8])
+            raise TextError(
+                text.where,
+                f"the model's chat template does not take this conversation ({reason}), whose "
+                f"roles are {roles}",
             ) from error
 
 

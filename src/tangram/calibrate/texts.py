@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tangram.calibrate.samples import Encoder, Sample, Text
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, TextError
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROWS_A_SAMPLE = 40
@@ -28,14 +28,14 @@ def text_of(row: Mapping[str, Any], where: str) -> Text:
         where: its place, for errors.
 
     Raises:
-        ConfigurationError: it has none of these, or not as expected; names the place.
+        TextError: it has none of these, or not as expected; names the place.
     """
     row = _without_nulls(row)
     if "messages" in row or "conversations" in row:
         name = "messages" if "messages" in row else "conversations"
         messages = row[name]
         if not isinstance(messages, list) or not messages:
-            raise _bad(where, f'"{name}" is to be a list of messages, got {messages!r:.60}')
+            raise TextError(where, f'"{name}" is to be a list of messages, got {messages!r:.60}')
         spoken = tuple(_message(message, where) for message in messages)
         return _readable(Text("chat", spoken, where=where))
     if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
@@ -44,19 +44,19 @@ def text_of(row: Mapping[str, Any], where: str) -> Text:
         return _readable(Text("completion", messages, where=where))
     if isinstance(row.get("text"), str):
         return _readable(Text("text", plain=row["text"], where=where))
-    raise _bad(where, f"expected {FORMS}, got the keys {', '.join(sorted(row)) or 'none'}")
+    raise TextError(where, f"expected {FORMS}, got the keys {', '.join(sorted(row)) or 'none'}")
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
-        raise _bad(where, f"a message is to be an object, got {message!r:.60}")
+        raise TextError(where, f"a message is to be an object, got {message!r:.60}")
     message = _without_nulls(message)
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # parts, of which the text is what a language model reads
         content = "".join(str(p.get("text") or "") for p in content if isinstance(p, Mapping))
     if not isinstance(role, str) or not isinstance(content, str):
-        raise _bad(
+        raise TextError(
             where,
             'a message needs a text under "role" and "content", or "from" and "value", got '
             f"{', '.join(map(str, message)) or 'nothing'}",
@@ -74,19 +74,15 @@ def _readable(text: Text) -> Text:
         for part in (text.plain, *(part for message in text.messages for part in message.values())):
             part.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _bad(text.where, f"its text is no Unicode ({error.reason})") from error
+        raise TextError(text.where, f"its text is no Unicode ({error.reason})") from error
     return text
-
-
-def _bad(where: str, what: str) -> ConfigurationError:
-    return ConfigurationError(f"{where}: {what}: mend the line, or give another --data")
 
 
 def read_json_lines(path: Path) -> list[Text]:
     """The texts of a file with one JSON object a line; empty lines are passed over.
 
     Raises:
-        ConfigurationError: a line that is none; names file and line.
+        ConfigurationError: it cannot be read, or has a line that is none; names file and line.
     """
     texts = []
     for number, line in enumerate(_read(path).split("\n"), start=1):
@@ -96,9 +92,9 @@ def read_json_lines(path: Path) -> list[Text]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _bad(where, f"no JSON object ({error})") from error
+            raise TextError(where, f"no JSON object ({error})") from error
         if not isinstance(row, dict):
-            raise _bad(where, f"expected a JSON object, got {type(row).__name__}")
+            raise TextError(where, f"expected a JSON object, got {type(row).__name__}")
         texts.append(text_of(row, where))
     return texts
 
@@ -147,13 +143,21 @@ def draw(
     """
     order = list(texts)
     random.Random(seed).shuffle(order)
-    return _long_ones(order, encoder, count, more_than)
+    return _long_ones(map(encoder.encode, order), count, more_than)
 
 
 def draw_rows(
-    name: str, load: Callable[..., Any], encoder: Encoder, count: int, more_than: int, seed: int
+    name: str,
+    load: Callable[..., Any],
+    encoder: Encoder,
+    count: int,
+    more_than: int,
+    seed: int,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Sample]:
     """Samples of a Hugging Face dataset, read as a stream and shuffled on the way.
+
+    A row that no sample can be made of is skipped: it is not the user's to mend.
 
     Args:
         name: `NAME`, or `NAME:SPLIT`; the split is `train` otherwise.
@@ -162,30 +166,48 @@ def draw_rows(
         count: at most as many samples.
         more_than: tokens; shorter texts are passed over.
         seed: of the order.
+        tell: called with a line about rows that were skipped, if there were any.
 
     Raises:
-        ConfigurationError: there is no such dataset, or its rows hold no text; names the row.
+        ConfigurationError: there is no such dataset, or rows were skipped and none is left; names
+            the first of them.
     """
+    faults: list[str] = []
+
+    def encoded() -> Iterator[Sample]:
+        for number, row in enumerate(_rows(name, load, _ROWS_A_SAMPLE * count, seed), start=1):
+            try:
+                text = text_of(row, f"hf:{name}, row {number} of the shuffled stream")
+                sample = encoder.encode(text)
+            except TextError as error:
+                faults.append(error.fault)
+            else:
+                yield sample
+
+    samples = _long_ones(encoded(), count, more_than)
+    if faults:
+        line = f"rows skipped, as no sample can be made of them: {len(faults)}; first {faults[0]}"
+        if not samples:
+            raise ConfigurationError(
+                f"--data hf:{name}: no row has a text of more than {more_than} tokens; {line}: "
+                "give another dataset or split, or a file"
+            )
+        tell(line)
+    return samples
+
+
+def _rows(name: str, load: Callable[..., Any], most: int, seed: int) -> Iterator[Mapping[str, Any]]:
     dataset, _, split = name.partition(":")
     try:
         rows = load(dataset, split=split or "train", streaming=True)
-        texts = [
-            text_of(row, f"hf:{name}, row {number} of the shuffled stream")
-            for number, row in enumerate(
-                islice(rows.shuffle(seed=seed, buffer_size=1000), _ROWS_A_SAMPLE * count), start=1
-            )
-        ]
-    except ConfigurationError:
-        raise
+        yield from islice(rows.shuffle(seed=seed, buffer_size=1000), most)
     except Exception as error:  # offline, gated, unknown, a bad split: the library has many
         reason = str(error).strip().split("\n")[0]
         raise ConfigurationError(
             f"--data hf:{name} could not be read ({type(error).__name__}: {reason}): check the "
             "name, the split, the network and the access token, or give a file"
         ) from error
-    return _long_ones(texts, encoder, count, more_than)
 
 
-def _long_ones(texts: Iterable[Text], encoder: Encoder, count: int, more_than: int) -> list[Sample]:
-    samples = map(encoder.encode, texts)
+def _long_ones(samples: Iterable[Sample], count: int, more_than: int) -> list[Sample]:
     return list(islice((s for s in samples if len(s.token_ids) > more_than), count))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console = Console(stderr=True)
     begun = time.monotonic()
-    plan = prepare(args)
+    plan = prepare(args, partial(_print, console))
     plan.unmeasured.unlink(missing_ok=True)
     try:
         with _bar(console, len(plan.samples)) as (done, tell):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,14 @@ class Calibration:
         return self.out.with_name(self.out.name + ".unmeasured")
 
 
-def prepare(args: argparse.Namespace) -> Calibration:
+def prepare(
+    args: argparse.Namespace, tell: Callable[[str], None] = lambda line: None
+) -> Calibration:
     """Read the texts, and check everything that can be checked.
+
+    Args:
+        args: of the command.
+        tell: called with a line about texts that were skipped, if any were.
 
     Raises:
         TangramError: something that cannot be calibrated; names the option.
@@ -133,6 +139,7 @@ def prepare(args: argparse.Namespace) -> Calibration:
         max_tokens=_max_tokens(args.max_tokens, config, given_engine.get("hf_overrides"), layout),
         chunk_size_tokens=layout.chunk_size_tokens,
         seed=args.seed,
+        tell=tell,
     )
     ratios = () if args.no_measure else measure_ratios(args.measure_ratios, layout)
     held = held_back(len(samples)) if ratios else ()

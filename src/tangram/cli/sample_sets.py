@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ def load_tokenizer(model: str, **options: Any) -> Any:
 
 
 def load_samples(
-    data: str, tokenizer: Any, *, count: int, max_tokens: int, chunk_size_tokens: int, seed: int
+    data: str,
+    tokenizer: Any,
+    *,
+    count: int,
+    max_tokens: int,
+    chunk_size_tokens: int,
+    seed: int,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Sample], str]:
     """Samples longer than a chunk, at most `count`, and what they are in words.
 
@@ -53,6 +61,7 @@ def load_samples(
         max_tokens: longest sample; longer ones lose their end.
         chunk_size_tokens: C.
         seed: of what is drawn.
+        tell: called with a line about what was skipped of the data, if anything was.
 
     Raises:
         ConfigurationError: data that cannot be read, or none of it long enough.
@@ -75,7 +84,7 @@ def load_samples(
     if data.startswith(HUB):
         load = _datasets().load_dataset
         name = data.removeprefix(HUB)
-        samples = draw_rows(name, load, encoder, count, chunk_size_tokens, seed)
+        samples = draw_rows(name, load, encoder, count, chunk_size_tokens, seed, tell)
     else:
         path = Path(data)
         if path.suffix not in (".jsonl", ".txt"):

@@ -7,7 +7,7 @@ import pytest
 from tangram.calibrate import texts
 from tangram.calibrate.samples import Encoder, Text
 from tangram.errors import ConfigurationError
-from tests.unit.calibrate.tokenizers import by_bytes
+from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
 CHAT = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
@@ -107,6 +107,40 @@ def test_rows_of_a_dataset_are_drawn():
     assert [by_bytes().decode(sample.token_ids)[0] for sample in drawn] == ["d", "a"]
     texts.draw_rows("org/chats", load, encoder, 2, 40, seed=3)
     assert asked == [("org/chats", "test", True), ("org/chats", "train", True)]
+
+
+def strict_chat(role):
+    """A row that the strict template takes, or not."""
+    return {"messages": [{"role": role, "content": "a" * 50}, CHAT[1]]}
+
+
+def test_rows_that_no_sample_can_be_made_of_are_skipped_and_told():
+    """A conversation that the chat template refused ended the run, and so did a row of no text."""
+    rows = Rows([strict_chat("system"), strict_chat("user"), {"label": 1}, {"text": "b" * 50}])
+    told = []
+    drawn = texts.draw_rows(
+        "org/x", lambda *a, **k: rows, Encoder(by_bytes(STRICT), 99), 9, 40, 0, told.append
+    )
+    assert [sample.kind for sample in drawn] == ["chat", "text"]
+    (line,) = told
+    assert ": 2; first hf:org/x, row 1 of" in line and "chat template" in line and "system" in line
+    assert "mend" not in line and "\n" not in line
+
+
+def test_nothing_is_told_where_no_row_was_skipped():
+    rows = Rows([{"text": "short"}, {"text": "a" * 50}, {"label": 1}])
+    drawn = texts.draw_rows(
+        "org/x", lambda *a, **k: rows, Encoder(by_bytes(), 99), 1, 40, 0, pytest.fail
+    )
+    assert len(drawn) == 1
+
+
+def test_where_no_row_is_left_the_first_that_was_skipped_is_named():
+    rows = Rows([{"text": "short"}, strict_chat("system"), strict_chat("system")])
+    with pytest.raises(ConfigurationError, match="--data hf:org/x: .*: 2; first hf:org/x, row 2 "):
+        texts.draw_rows(
+            "org/x", lambda *a, **k: rows, Encoder(by_bytes(STRICT), 99), 9, 40, 0, pytest.fail
+        )
 
 
 def test_a_dataset_that_fails_or_holds_no_text_is_named():

@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 
 from tangram import cli
-from tangram.cli import calibrate
+from tangram.cli import calibrate, calibration
 from tangram.cli.calibrate import _serve_command, _summary, parser
 from tangram.cli.calibration import _max_tokens, prepare
 from tangram.cli.models import bundled_model
 from tangram.cli.record import record_profile
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.profile import Profile
+from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
 
 def prepared(tmp_path, *arguments, model="recall"):
@@ -105,6 +106,42 @@ def test_a_dataset_may_be_fetched_for_the_bundled_model(tmp_path, capsys, monkey
     out = str(tmp_path / "p.profile")
     assert cli.main(["calibrate", "recall", "--out", out, "--data", "hf:org/chats"]) == 2
     assert "offline: None" in capsys.readouterr().err
+
+
+def chats(*first_roles):
+    """Conversations that begin with these roles, longer than a chunk."""
+    answer = {"role": "assistant", "content": "b"}
+    return [{"messages": [{"role": role, "content": "a" * 300}, answer]} for role in first_roles]
+
+
+def test_rows_that_the_chat_template_refuses_are_told_before_samples_are_read(
+    tmp_path, capsys, monkeypatch
+):
+    class Rows(list):
+        def shuffle(self, seed, buffer_size):
+            return iter(self)
+
+    def stop(*arguments, **options):
+        raise ConfigurationError("here")
+
+    rows = Rows(chats("user", "system", "user", "system"))
+    module = SimpleNamespace(load_dataset=lambda *arguments, **options: rows)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr(calibration, "load_tokenizer", lambda *arguments, **o: by_bytes(STRICT))
+    monkeypatch.setattr(calibrate, "record_profile", stop)
+    out = ["--out", str(tmp_path / "p.profile"), "--no-measure"]
+    assert cli.main(["calibrate", "recall", *out, "--data", "hf:org/chats"]) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert ": 2; first hf:org/chats, row 2 of" in told
+
+
+def test_a_line_that_the_chat_template_refuses_is_named(tmp_path, monkeypatch):
+    """A file is its owner's to mend: nothing of it is skipped."""
+    monkeypatch.setattr(calibration, "load_tokenizer", lambda *arguments, **o: by_bytes(STRICT))
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, chats("user", "system"))))
+    with pytest.raises(ConfigurationError, match="chats.jsonl, line 2: .*chat template.*mend or"):
+        prepared(tmp_path, "--data", str(path), "--no-measure")
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, llama):
