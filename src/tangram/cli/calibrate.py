@@ -26,7 +26,9 @@ from tangram.cli.calibration import (
 from tangram.cli.models import RECALL, RECALL_GROUP_SIZE
 from tangram.cli.record import record_profile
 from tangram.cli.sample_sets import BUNDLED, HUB
+from tangram.errors import ConfigurationError
 from tangram.profile import Profile
+from tangram.profile.cache import locked
 from tangram.scorers import DEFAULT_SCORER
 from tangram.vllm_plugin.options import CompressionOptions, flag
 
@@ -44,19 +46,29 @@ def run(argv: Sequence[str]) -> int:
     console = Console(stderr=True)
     begun = time.monotonic()
     plan = prepare(args, partial(_print, console))
-    plan.unmeasured.unlink(missing_ok=True)
-    try:
-        with _bar(console, len(plan.samples)) as (done, tell):
-            profile = calibrate(plan, done, tell)
-    except BaseException:
-        if plan.unmeasured.exists():
-            _print(console, f"{plan.unmeasured} has the statistics, and what was measured so far")
-        raise
-    profile.save(plan.out)
-    plan.partial.unlink(missing_ok=True)
-    plan.unmeasured.unlink(missing_ok=True)
+    # Not the profile's own lock: a server holds that one while it has this command make it.
+    with locked(plan.partial, partial(_refuse_second, plan.out), "--out"):
+        plan.unmeasured.unlink(missing_ok=True)
+        try:
+            with _bar(console, len(plan.samples)) as (done, tell):
+                profile = calibrate(plan, done, tell)
+        except BaseException:
+            if plan.unmeasured.exists():
+                kept = f"{plan.unmeasured} has the statistics, and what was measured so far"
+                _print(console, kept)
+            raise
+        profile.save(plan.out)
+        plan.partial.unlink(missing_ok=True)
+        plan.unmeasured.unlink(missing_ok=True)
     _summary(plan, time.monotonic() - begun, args.model, console)
     return 0
+
+
+def _refuse_second(out: Path) -> None:
+    raise ConfigurationError(
+        f"--out {out}: another run is calibrating to this file, and both would save what they "
+        "gathered in one place: wait for it to end, or name another file"
+    )
 
 
 def calibrate(

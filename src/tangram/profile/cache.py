@@ -8,9 +8,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tangram.errors import ProfileError
 from tangram.profile.identity import ModelIdentity
@@ -171,31 +171,58 @@ def _middles(header: bytes) -> list[int]:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(
+    path: Path, on_wait: Callable[[], None] = lambda: None, named_by: str = CACHE_VARIABLE
+) -> Iterator[None]:
     """Hold a lock beside `path`, in a folder that is made; others wait, or are waited for.
 
-    A file system without locks is taken as it is: what is done twice is replaced at once.
+    It ends with the process at the latest, however that ends, and its file goes with it. A file
+    system without locks is taken as it is: what is done twice is replaced at once.
 
     Args:
         path: what only one process is to make.
-        on_wait: called before waiting for another.
+        on_wait: called before waiting for another, which does not come to it where this raises.
+        named_by: option or variable that names the folder, for errors.
 
     Raises:
-        ProfileError: the folder cannot be made or written to; names the variable that moves it.
+        ProfileError: the folder cannot be made or written to; names what moves it.
     """
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        with _opened(lock, named_by) as file:
+            _acquire(file, on_wait)
+            if not _is_at(lock, file):
+                continue  # it went with whom it was waited for, and another may lock a new one
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+            return
+
+
+def _opened(lock: Path, named_by: str) -> IO[str]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(path.name + ".lock").open("w")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("w")
     except OSError as error:
         raise ProfileError(
-            f"{path.parent} cannot be written to ({error}): set {CACHE_VARIABLE} to another folder"
+            f"{lock.parent} cannot be written to ({error}): name another folder with {named_by}"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
+
+
+def _acquire(file: IO[str], on_wait: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        pass
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

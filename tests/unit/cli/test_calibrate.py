@@ -265,6 +265,30 @@ def test_what_was_found_is_kept_where_measuring_fails(tmp_path, capsys, monkeypa
     assert Profile.load(out).extra["sample_kinds"] == ["recall"]
 
 
+def test_a_second_run_to_the_same_file_is_refused(tmp_path, capsys, monkeypatch):
+    """Both saved what they had gathered to the same file, one over the other."""
+    profile = Profile.load(bundled_model() / "key_diff.profile")
+    out = tmp_path / "p.profile"
+    sizes = ("--samples", "4", "--max-tokens", "600", "--no-measure")
+    second = []
+
+    def record_profile(*args, partial, **options):
+        partial.write_bytes(b"of the first run")
+        if not second:
+            second.append(None)
+            second.append(cli.main(["calibrate", "recall", "--out", str(out), *sizes]))
+        assert partial.read_bytes() == b"of the first run"
+        return profile
+
+    monkeypatch.setattr(calibrate, "record_profile", record_profile)
+    assert cli.main(["calibrate", "recall", "--out", str(out), *sizes]) == 0
+    assert second == [None, 2]
+    said = capsys.readouterr().err
+    assert f"--out {out}: another run" in said and "name another file" in said
+    assert sorted(tmp_path.iterdir()) == [out]
+    assert cli.main(["calibrate", "recall", "--out", str(out), *sizes]) == 0
+
+
 def test_a_ratio_that_the_chunk_does_not_allow_is_left_out(tmp_path):
     plan = prepared(
         tmp_path, "--samples", "4", "--max-tokens", "300", "--compression-chunk-size", "128"

@@ -1,6 +1,9 @@
 """Where automatic profiles are kept, and what tells them apart."""
 
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,7 +134,66 @@ def test_the_lock_lets_one_in_and_tells_the_other_that_it_waits(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_a_folder_that_cannot_be_made_names_the_variable(tmp_path):
+def test_nothing_is_left_of_a_lock_and_one_at_a_time_holds_it(tmp_path):
+    """Whoever waited for a lock whose file is gone would share it with who comes next."""
+    path, inside, most = tmp_path / "p.profile", [], []
+
+    def hold(number):
+        for _ in range(20):
+            with locked(path):
+                inside.append(number)
+                time.sleep(0.001)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1] * 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_not_waited_for_where_that_is_refused(tmp_path):
+    def refuse():
+        raise RuntimeError("taken")
+
+    path = tmp_path / "p.profile"
+    with locked(path):
+        with pytest.raises(RuntimeError, match="taken"), locked(path, refuse):
+            pytest.fail("two hold it")
+        with pytest.raises(RuntimeError, match="taken"), locked(path, refuse):
+            pytest.fail("the one that was refused took the lock away")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tangram.profile.cache import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    path = tmp_path / "p.profile"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    with locked(path, lambda: pytest.fail("nobody else is there")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_names_what_moves_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ProfileError, match="TANGRAM_CACHE_DIR"), locked(tmp_path / "file/p"):
+        pass
+    with (
+        pytest.raises(ProfileError, match="another folder with --out"),
+        locked(tmp_path / "file/p", named_by="--out"),
+    ):
         pass
