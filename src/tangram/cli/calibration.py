@@ -106,7 +106,8 @@ def prepare(
     recall = args.model == RECALL
     model = str(bundled_model()) if recall else args.model
     given_engine = _engine_arguments(args, model)
-    config = read_config(model)
+    revision = given_engine.get("revision")
+    config = read_config(model, revision)
     refuse_config(model, config)
     identity = ModelIdentity.from_config(config)
     dtype = given_engine.setdefault("dtype", "float32" if recall and is_cpu_build() else "auto")
@@ -146,7 +147,7 @@ def prepare(
     measured = tuple(samples[number] for number in held)
     return Calibration(
         model=model,
-        weights=weights_digest(snapshot_folder(model, given_engine.get("revision"))),
+        weights=weights_digest(snapshot_folder(model, revision)),
         options=options,
         samples=tuple(s for number, s in enumerate(samples) if number not in held),
         held=measured,

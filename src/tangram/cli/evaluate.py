@@ -102,14 +102,14 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     """
     if args.model is None:
         raise ConfigurationError("a MODEL is needed: a folder, a name, or recall for the bundled")
-    config = read_config(args.model)
     model = args.model
     if model == RECALL and not Path(model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         model = str(bundled_model())
+    engine = _engine_options(args.engine)
+    config = read_config(model, engine.get("revision"))
     dtype = args.dtype or ("float32" if is_cpu_build() else served_dtype(config))
     settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
-    engine = _engine_options(args.engine)
     chat = _chat_format(args, model, engine)
     limit = args.max_model_len or text_config(config).get("max_position_embeddings")
     scripts = _scripts(args, limit, chat)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tangram.bundled import recall_model_path
-from tangram.errors import ConfigurationError, UnsupportedError
+from tangram.errors import ConfigurationError, ProfileError, UnsupportedError
 from tangram.profile import text_config
+from tangram.profile.cache import snapshot_folder
 
 RECALL = "recall"
 # Not .safetensors: an engine that loads the folder would take it for weights.
@@ -45,8 +46,12 @@ def bundled_profile_options() -> dict[str, str]:
     return {"compression_profile": str(path), "compression_scorer": profile.scorer_name}
 
 
-def read_config(model: str) -> dict[str, Any]:
-    """The config of a model: a folder, a config.json, or a name on the Hugging Face Hub.
+def read_config(model: str, revision: str | None = None) -> dict[str, Any]:
+    """The config of a model.
+
+    Args:
+        model: a folder, a config.json, or a name on the Hugging Face Hub.
+        revision: of a model by name; its main branch when absent.
 
     Raises:
         ConfigurationError: there is none to be had, or it is no JSON object.
@@ -55,7 +60,7 @@ def read_config(model: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        path = _from_hub(model)
+        path = _from_hub(model, revision)
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -67,7 +72,7 @@ def read_config(model: str) -> dict[str, Any]:
     return config
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, revision: str | None) -> Path:
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_like_a_path or model.endswith(".json"):
         raise ConfigurationError(
@@ -75,22 +80,11 @@ def _from_hub(model: str) -> Path:
             "name on the Hugging Face Hub"
         )
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    except ImportError as error:
+        return snapshot_folder(model, revision) / "config.json"
+    except ProfileError as error:
         raise ConfigurationError(
-            f"{model} is no local folder, and huggingface_hub is not installed to look it up: "
-            "install it, or give a folder with a config.json"
-        ) from error
-    try:
-        cached = try_to_load_from_cache(model, "config.json")
-        found = cached if isinstance(cached, str) else hf_hub_download(model, "config.json")
-        return Path(found)
-    except Exception as error:  # offline, gated, unknown, a bad name: the library has many
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigurationError(
-            f"{model} is no local folder with a config.json, and none could be had from the "
-            f"Hugging Face Hub ({type(error).__name__}: {reason}): give a folder with a "
-            "config.json, or check the name, the network and the access token"
+            f"{error}: give a folder with a config.json, or check the name, the revision, the "
+            "network and the access token"
         ) from error
 
 

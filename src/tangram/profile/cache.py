@@ -101,8 +101,9 @@ def snapshot_folder(model: str, revision: str | None = None) -> Path:
     except Exception as error:  # offline, gated, unknown, a bad name: the library has many
         reason = str(error).strip().split("\n")[0]
         raise ProfileError(
-            f"{model} is neither a folder nor a model of the Hugging Face Hub whose snapshot can "
-            f"be found ({type(error).__name__}: {reason})"
+            f"{model} is neither a folder nor a model of the Hugging Face Hub whose snapshot "
+            f"{f'at revision {revision} ' if revision else ''}can be found "
+            f"({type(error).__name__}: {reason})"
         ) from error
 
 

@@ -1,7 +1,10 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+
+from tangram.bundled import recall_model_path
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -36,6 +39,23 @@ def write_config(tmp_path):
 def llama(write_config) -> Path:
     """A model like Llama 3.1 8B."""
     return write_config()
+
+
+@pytest.fixture
+def hub(monkeypatch, llama) -> str:
+    """A model by name: like Llama on its main branch, and the recall model at revision `old`."""
+
+    def cached(model, file, revision=None):
+        assert model == "org/m"
+        folder = {None: llama, "old": recall_model_path()}.get(revision)
+        return folder and str(folder / file)
+
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    return "org/m"
 
 
 @pytest.fixture(autouse=True)

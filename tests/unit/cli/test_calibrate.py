@@ -38,6 +38,22 @@ def test_the_recall_model_reads_conversations_of_its_own(tmp_path):
     assert not {s.token_ids for s in plan.samples} & {s.token_ids for s in other.samples}
 
 
+def test_the_config_is_that_of_the_revision(tmp_path, hub):
+    """The cache was sized, and lengths were checked, by the config of the main branch."""
+    few = ("--samples", "4", "--max-tokens", "600", "--no-measure", "--page-group-size", "1")
+    engine = {"revision": "old", "tokenizer": str(bundled_model()), "dtype": "float32"}
+    plan = prepared(tmp_path, *few, "--engine-args", json.dumps(engine), model=hub)
+    recall = prepared(tmp_path, *few, "--dtype", "float32")
+    assert plan.engine == recall.engine | engine
+    assert (plan.weights, plan.samples) == (recall.weights, recall.samples)
+
+
+def test_a_revision_that_is_nowhere_is_named(tmp_path, hub):
+    engine = ("--engine-args", '{"revision": "none"}')
+    with pytest.raises(ConfigurationError, match="org/m .* revision none .*no network.*check the"):
+        prepared(tmp_path, "--no-measure", *engine, model=hub)
+
+
 def test_texts_of_the_users_own(tmp_path):
     path = tmp_path / "chats.jsonl"
     turns = [

@@ -9,8 +9,9 @@ import pytest
 from tangram import cli
 from tangram.cli import evaluate
 from tangram.cli.evaluate_cells import Grid, make_settings
+from tangram.cli.evaluate_options import parser
 from tangram.cli.models import bundled_model, read_config
-from tangram.profile import ERROR_CURVE, QUERY_MEAN, Profile
+from tangram.profile import ERROR_CURVE, QUERY_MEAN, ModelIdentity, Profile
 
 SMALL = (
     "recall", "--context-tokens", "300", "--conversations", "2", "--questions", "2",
@@ -141,6 +142,16 @@ def test_every_engine_has_room_for_all_conversations(shelf):
     assert 300 < longest < 340
     assert options["enforce_eager"] is True
     assert options["kv_cache_memory_bytes"] > setting.token_bytes * 2 * longest
+
+
+def test_the_config_is_that_of_the_revision(hub):
+    """Conversations were as long, and the network was told by the config of the main branch."""
+    engine = ("--engine", "revision=old", "--engine", f"tokenizer={bundled_model()}")
+    argv = [hub, *SMALL[1:], *engine, "--dtype", "float32"]
+    evaluation = evaluate.prepare(parser().parse_args(argv), argv)
+    network = ModelIdentity.from_config(read_config("recall"))
+    assert evaluation.identity["network"] == network.to_dict()
+    assert evaluation.engine_options["revision"] == "old"
 
 
 def test_options_of_the_engine_are_handed_on(shelf):

@@ -296,7 +296,7 @@ def test_a_config_that_is_no_json_object(tmp_path, capsys):
 def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch, capsys):
     huggingface_hub = pytest.importorskip("huggingface_hub")
 
-    def offline(*arguments):
+    def offline(*arguments, **options):
         raise OSError("no network\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
@@ -308,5 +308,5 @@ def test_a_name_that_the_hub_does_not_give_is_told(monkeypatch, capsys):
 def test_a_name_is_read_from_the_hubs_cache(monkeypatch, llama, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     cached = str(llama / "config.json")
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments: cached)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **options: cached)
     assert plan_json("org/cached", tmp_path)["full"]["bytes_per_token"] == 128 << 10
