@@ -108,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = [job for part in args.parts for job in PARTS[part]]
     if args.list:
         for job in jobs:
-            left = ", ".join(_left(job, args.out)) or "done"
-            print(f"{job.model:14} {job.side:16} {job.ratio:<5g} {left}")
+            left, dropped = _left(job, args.out)
+            told = ", ".join(left + dropped) or "done"
+            print(f"{job.model:14} {job.side:16} {job.ratio:<5g} {told}")
         return 0
     args.logs.mkdir(parents=True, exist_ok=True)
     study = Study(jobs, args)
@@ -166,10 +167,12 @@ class Study:
         with self._lock:
             while True:
                 for job in list(self._jobs):
-                    cells = _left(job, self._args.out)
+                    cells, dropped = _left(job, self._args.out)
                     if any(cell.endswith(STOCKS_RATE) for cell in cells):
                         continue  # the rate is not known yet
                     self._jobs.remove(job)
+                    for reason in dropped:
+                        print(f"{job.name}: {reason}", flush=True)
                     if not cells:
                         continue
                     if not self._has_time_for(job):
@@ -214,27 +217,40 @@ class Study:
             ).returncode
 
 
-def _left(job: Job, out: Path) -> list[str]:
-    """The job's cells that are not in the file, `open:stock` as the rate once that is known."""
+def _left(job: Job, out: Path) -> tuple[list[str], list[str]]:
+    """(the job's cells that are not in the file, why others are not played).
+
+    `open:stock` is the rate once that is known.
+    """
     done = drive.Cells(out, resume=True)
-    left = []
-    for cell in (_at_stocks_rate(job, cell, done) for cell in job.load.cells):
-        if cell.endswith(STOCKS_RATE) or _find(job, cell, done) is None:
-            left.append(cell)
-    return left
+    left, dropped = [], []
+    for cell in job.load.cells:
+        known = _at_stocks_rate(job, cell, done)
+        if known is None:
+            dropped.append(f"stock sustains no rate that was tried: {cell} is not played")
+        elif known.endswith(STOCKS_RATE) or _find(job, known, done) is None:
+            left.append(known)
+    return left, dropped
 
 
-def _at_stocks_rate(job: Job, cell: str, done: drive.Cells) -> str:
-    """The cell with the rate that stock sustains for `stock`, if that was found out."""
+def _at_stocks_rate(job: Job, cell: str, done: drive.Cells) -> str | None:
+    """The cell with the rate that stock sustains for `stock`, once a search is done.
+
+    None if it found that stock sustains none.
+    """
     workload, _, level = cell.partition("/")
     if level != f"open:{STOCKS_RATE}":
         return cell
-    found = ("sustainable", "stock", job.model, workload)
-    for line in done.lines():
-        if tuple(line.get(name) for name in ("what", "side", "model", "workload")) == found:
-            if line["rate_per_s"] is not None:
-                return f"{workload}/open:{line['rate_per_s']:g}"
-    return cell
+    search = ("sustainable", "stock", job.model, workload)
+    found = [
+        line["rate_per_s"]
+        for line in done.lines()
+        if tuple(line.get(name) for name in ("what", "side", "model", "workload")) == search
+    ]
+    if not found:
+        return cell
+    rate = next((rate for rate in found if rate is not None), None)
+    return None if rate is None else f"{workload}/open:{rate:g}"
 
 
 def _find(job: Job, cell: str, done: drive.Cells) -> dict[str, Any] | None:

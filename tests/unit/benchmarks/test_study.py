@@ -94,6 +94,34 @@ def test_a_rate_that_stock_sustains_is_waited_for(out):
     assert again.commands == []
 
 
+def test_where_stock_sustains_no_rate_the_job_is_told_and_not_left(out, capsys):
+    """It was left for ever: the same command was to be run again, and found nothing to do."""
+    jobs = [
+        Job("m", "tangram", load(5, 5, 20, "mid/open:stock", "short/closed:4")),
+        Job("m", "stock", load(5, 5, 20, "mid/search:0.2")),
+    ]
+    runs = Runs(out, rate=None)
+    made = run(jobs, runs, gpus=("0", "1"))
+    assert [c["--cells"] for c in runs.commands] == ["mid/search:0.2", "short/closed:4"]
+    assert (made.failed, made.left) == (0, 0)
+    told = "stock sustains no rate that was tried: mid/open:stock is not played"
+    assert capsys.readouterr().out.count(told) == 1
+    made = run(jobs, again := Runs(out))
+    assert again.commands == [] and (made.failed, made.left) == (0, 0)
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def test_the_list_tells_what_is_not_played(out, capsys):
+    search, _, at_stocks_rate = PARTS["saturation"]
+    arguments = ["--list", "--parts", "saturation", "--out", str(out)]
+    for rate, told in ((None, "stock sustains no rate that was tried"), (0.2, "mid/open:0.2")):
+        cells = [*study._options(search, search.load.cells), "--out", str(out)]
+        Runs(out, rate=rate).write(search, cells)
+        assert study.main(arguments) == 0
+        assert told in capsys.readouterr().out.splitlines()[-1]
+    assert at_stocks_rate.load.cells == ("mid/open:stock",)
+
+
 def test_a_rate_that_nobody_finds_leaves_the_job(out):
     made = run([Job("m", "tangram", load(5, 5, 20, "mid/open:stock"))], Runs(out))
     assert (made.failed, made.left) == (0, 1)
