@@ -5,7 +5,8 @@
 Each case is a whole stack of layers in one CUDA graph, every layer with memory of its own, so that
 the L2 cache helps nobody. The result is checked against the reference first. FlashAttention 3 (that
 of vLLM, where it is installed) runs in the same process, both on uniform lengths of the same bytes
-and on every head's rows as a sequence of its own; its better number of splits counts. Bytes are
+and on every head's rows as a sequence of its own; its better number of splits counts. So does the
+better of two cuts of our own kernel without the split map, every head into as many parts. Bytes are
 those of the rows that queries see. `--sweep` tries configurations on the first model and goes on
 with the fastest.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from tangram.kernels.decode import (
     THREAD_BLOCKS_PER_SM,
     DecodeTables,
     DecodeWorkspace,
+    SplitMap,
     make_split_map,
     reference,
 )
@@ -96,14 +98,25 @@ class Ours:
         """Make the tables."""
         g = self.geometry
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        maps = [
+        self.maps = [
             make_split_map(g, layer, self.case.batch_size, round(blocks_per_sm * sms), heads)
             for layer in range(g.num_layers)
         ]
-        self.balances = [split_map.balance() for split_map in maps]
-        self.tables = [DecodeTables.make(g, split_map, "cuda") for split_map in maps]
-        self.workspace = DecodeWorkspace.allocate(self.tables)
+        self.balances = [split_map.balance() for split_map in self.maps]
         self.config = config
+        self._cut(self.maps)
+
+    def cut_evenly(self, more: int) -> None:
+        """Tables without the split map: as many parts of every head as there are blocks for.
+
+        Args:
+            more: parts beside those; then some blocks start when others have ended.
+        """
+        self._cut([m.evenly(m.evenly().splits[0] + more) for m in self.maps])
+
+    def _cut(self, maps: Sequence[SplitMap]) -> None:
+        self.tables = [DecodeTables.make(self.geometry, one, "cuda") for one in maps]
+        self.workspace = DecodeWorkspace.allocate(self.tables)
 
     def inputs(self, pool: Pool, requests: slice = slice(None)) -> tuple[Tensor, ...]:
         """What the kernel and the reference take."""
@@ -254,6 +267,7 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
     error = max(ours.error(layer) for layer in (0, g.num_layers - 1))
     assert error < TOLERANCE[buffer.dtype], f"{case}: relative error {error}"
     timing = common.time_graph(ours.run, replays=args.replays)
+    even_ms = min(_time_evenly(ours, more, args.replays) for more in (0, 1))
     figures: dict[str, Any] = {
         **case._asdict(),
         "heads_per_program": ours.tables[0].heads_per_program,
@@ -265,6 +279,8 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
         "balance_equal": max(b.equal for b in ours.balances),
         **timing._asdict(),
         "tb_per_s": size / timing.median_ms / 1e9,
+        "even_ms": even_ms,
+        "over_even": even_ms / timing.median_ms,
     }
     if not args.no_flash:
         equal, equal_bytes = uniform(g, case, buffer)
@@ -279,6 +295,14 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
         figures["over_fa3_uniform"] = figures["tb_per_s"] / figures["fa3_uniform_tb_per_s"]
         figures["over_fa3_ragged"] = figures["tb_per_s"] / figures["fa3_ragged_tb_per_s"]
     return figures
+
+
+def _time_evenly(ours: Ours, more: int, replays: int) -> float:
+    """Median without the split map, in milliseconds."""
+    ours.cut_evenly(more)
+    error = ours.error(0)
+    assert error < TOLERANCE[ours.out.dtype], f"{ours.case}, cut evenly: relative error {error}"
+    return common.time_graph(ours.run, replays=replays).median_ms
 
 
 def sweep(
@@ -362,7 +386,10 @@ def main() -> None:
             "over_ceiling": figures["tb_per_s"] * 1e12 / ceiling,
         }
         common.write_line(args.out, origin | figures)
-        kept = ("tb_per_s", "over_fa3_uniform", "over_fa3_ragged", "over_ceiling", "balance")
+        kept = (
+            "tb_per_s", "over_fa3_uniform", "over_fa3_ragged", "over_ceiling", "over_even",
+            "balance",
+        )  # fmt: skip
         shown = " ".join(f"{name} {figures[name]:.3f}" for name in kept if name in figures)
         print(*case, f"{figures['bytes_per_layer'] / 1e6:.0f} MB/layer", shown, flush=True)
 

@@ -35,6 +35,7 @@ from benchmarks.serving.rates import TooFewRequests, best_rate, next_rate, susta
 from benchmarks.serving.records import Record
 from benchmarks.serving.sides import (
     COMPRESSED,
+    ROOT,
     SERVED_NAME,
     SIDES,
     Model,
@@ -189,7 +190,8 @@ def served(side: Side, args: argparse.Namespace) -> Iterator[tuple[Server, dict[
     log = args.logs / f"{args.model.replace('/', '_')}-{side.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    with Server(side.name, side.arguments, log, {"VLLM_LOGGING_LEVEL": "INFO"}) as server:
+    environment = {"VLLM_LOGGING_LEVEL": "INFO", **side.environment}
+    with Server(side.name, side.arguments, log, environment) as server:
         server.wait_until_healthy(START_TIMEOUT_S)
         found = check_side(server, side) | {"server_start_s": time.monotonic() - begun}
         record = asyncio.run(_first_answer(server))
@@ -287,12 +289,11 @@ def _brief(line: dict[str, Any]) -> str:
 
 def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[str, Any]:
     """Machine, versions, commit and command; asks no library that would start a CUDA context."""
-    root = Path(__file__).resolve().parents[2]
     return {
         "machine": _gpus() or platform.processor() or platform.machine(),
         "host": machine(),
         "versions": versions(),
-        "commit": args.commit or output("git", "-C", str(root), "describe", "--always", "--dirty"),
+        "commit": args.commit or output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "command": shlex.join(["python", "-m", f"benchmarks.serving.{script}", *argv]),
         "budgets": args.budgets,
         "scorer": args.scorer,

@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.serving import drive
 from benchmarks.serving.load import Phases
+from benchmarks.serving.sides import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVER_ARGS = "--max-num-batched-tokens 8192 --max-num-seqs 256"
 DRAIN_S = 2.0
 FAILED, LEFT = 1, drive.NOT_DONE
@@ -96,7 +96,9 @@ PARTS: dict[str, list[Job]] = {
     ],
     "ratios": [Job(Q4, "tangram", LONG, 0.1)],
     "models": [*pair("qwen2.5-7b", LONG_7B), *pair("qwen3-32b", MID_32B)],
-    "ablation": pair(Q4, MID, "unragged", "stock-nocache", "tangram-nocache", "uniform"),
+    "ablation": pair(
+        Q4, MID, "unragged", "evenly-cut", "stock-nocache", "tangram-nocache", "uniform"
+    ),
     "agent": pair(Q4, AGENT),
 }
 """Name -> jobs, in the order in which they are run."""

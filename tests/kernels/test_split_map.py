@@ -33,6 +33,8 @@ def test_an_example():
     assert split_map.heads_per_program == 4
     assert split_map.thread_blocks == 32
     assert split_map.balance() == (1.0, 1.5)
+    assert split_map.evenly().splits == (4, 4)
+    assert split_map.evenly(5).splits == (5, 5)
 
 
 @settings(deadline=None)
@@ -46,6 +48,8 @@ def test_as_many_blocks_as_there_may_be(pages, batch_size, thread_blocks):
         assert split_map.thread_blocks > thread_blocks - batch_size
     balance = split_map.balance()
     assert balance.split_map >= 1 - 1e-12
+    assert len(set(split_map.evenly().splits)) == 1
+    assert split_map.evenly().thread_blocks <= split_map.thread_blocks
 
 
 @settings(deadline=None, max_examples=60)

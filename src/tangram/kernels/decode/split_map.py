@@ -7,7 +7,7 @@ group whose heads keep four times the rows gets four times the thread blocks.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tangram.geometry import Geometry
@@ -28,7 +28,7 @@ class Balance(NamedTuple):
 
     Attributes:
         split_map: of the split map.
-        equal: when every head is cut into the same number of parts, no fewer thread blocks.
+        equal: when every head is cut into the same number of parts.
     """
 
     split_map: float
@@ -61,14 +61,23 @@ class SplitMap:
         programs = self.heads_per_group // self.heads_per_program
         return self.batch_size * programs * sum(self.splits)
 
+    def evenly(self, parts: int | None = None) -> SplitMap:
+        """What it would be without budgets: every head cut into the same number of parts.
+
+        Args:
+            parts: that number; as many as there are thread blocks for, when absent.
+        """
+        count = len(self.splits)
+        parts = parts or max(1, sum(self.splits) // count)
+        return replace(self, splits=(parts,) * count)
+
     def balance(self) -> Balance:
         """How even the sealed rows lie over the thread blocks, and how even without the map."""
-        equal = -(-sum(self.splits) // len(self.splits))
-        return Balance(self._balance(self.splits), self._balance((equal,) * len(self.splits)))
+        return Balance(self._load(), self.evenly()._load())
 
-    def _balance(self, splits: tuple[int, ...]) -> float:
-        loads = [rows / parts for rows, parts in zip(self.budget_rows, splits, strict=True)]
-        return max(loads) * sum(splits) / sum(self.budget_rows)
+    def _load(self) -> float:
+        loads = [rows / parts for rows, parts in zip(self.budget_rows, self.splits, strict=True)]
+        return max(loads) * sum(self.splits) / sum(self.budget_rows)
 
 
 def default_heads_per_program(geometry: Geometry) -> int:
