@@ -59,6 +59,22 @@ def test_chunks_of_an_answer_are_hit_too():
     assert_same([cached], [uncached])
 
 
+@pytest.mark.parametrize("interval, second", [(None, 0), (2 * C, 4 * C), (C, 5 * C)])
+def test_a_text_that_others_share_is_resumed_where_it_ends(interval, second):
+    """At boundaries that were kept by the second of them, and at its end from the third on."""
+    shared = conversation_prompt(8, 5 * C + 20)
+    prompts = [shared + noise(seed, 3 * C) for seed in (21, 22, 23)]
+    more = dict(compression_scorer=DEVICE.schedule_scorers[0])
+    with engine(**OPTIONS, **more, enable_prefix_caching=False) as llm:
+        uncached = generate(llm, prompts, max_tokens=10)
+    if interval:
+        more |= dict(prefix_cache_retention_interval=interval)
+    with engine(**OPTIONS, **more) as llm:
+        answers = [generate(llm, [prompt], max_tokens=10)[0] for prompt in prompts]
+    assert_same(answers, uncached)
+    assert [answer.cached_tokens for answer in answers] == [0, second, len(shared) // C * C]
+
+
 def test_a_sealed_block_is_never_written_again():
     """Checksums of every sealed block, taken when it is first hashed and after every later step."""
     prompts = turns(conversation_prompt(5, 400)) + [noise(6, 300), noise(7, 130)]

@@ -104,6 +104,18 @@ def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(
     assert ("a --compression-chunk-size above 256" in "".join(warnings)) is advised
 
 
+@pytest.mark.parametrize("given, kept", [(0, 4096), (512, 512), (None, None)])
+def test_the_retention_interval_is_the_users_or_some_thousand_tokens(given, kept):
+    config = configure(prefix_cache_retention_interval=given)
+    assert config.cache_config.prefix_cache_retention_interval == kept
+
+
+def test_a_retention_interval_of_no_whole_chunks():
+    with pytest.raises(ConfigurationError, match="--prefix-cache-retention-interval 100") as error:
+        configure(prefix_cache_retention_interval=100)
+    assert "--compression-chunk-size 256" in str(error.value) and "4096" in str(error.value)
+
+
 def test_a_window_of_none_and_a_scorer_that_looks_at_it():
     with pytest.raises(ConfigurationError, match="--compression-window-size"):
         configure(compression={"compression_scorer": "tova", "compression_window_size": 0})
@@ -131,7 +143,6 @@ def test_a_window_of_none_and_a_scorer_that_looks_at_it():
         (dict(kv_cache_dtype="bfloat16"), ["--kv-cache-dtype bfloat16", "a model in float32"]),
         (dict(enable_dbo=True), ["--enable-dbo"]),
         (dict(ubatch_size=2), ["--ubatch-size"]),
-        (dict(prefix_cache_retention_interval=4096), ["--prefix-cache-retention-interval 4096"]),
         (dict(block_size=64), ["--block-size 64"]),
         (dict(attention_backend="TRITON_ATTN"), ["--attention-backend"]),
         (

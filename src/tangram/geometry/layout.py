@@ -47,6 +47,10 @@ class BlockCount(NamedTuple):
         return sum(self)
 
 
+RETENTION_TOKENS = 4096
+"""Wanted distance of the boundaries inside a prompt at which others may resume it."""
+
+
 def _largest_divisor(of: int, at_most: int) -> int:
     """The largest divisor of `of` that is not above `at_most`, and 1 if none is."""
     return max((d for d in range(1, min(of, at_most) + 1) if of % d == 0), default=1)
@@ -275,6 +279,22 @@ class Geometry:
     def recent_block_tokens(self) -> int:
         """R, the longest recent block that divides C and fits into a sealed block's bytes."""
         return _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
+
+    @property
+    def retention_interval_tokens(self) -> int:
+        """Distance of the boundaries inside a prompt whose raw window stays cached."""
+        C = self.chunk_size_tokens
+        return max(1, RETENTION_TOKENS // C) * C
+
+    @property
+    def chunk_recent_blocks(self) -> int:
+        """Recent blocks that a chunk's tokens take."""
+        return self.chunk_size_tokens // self.recent_block_tokens
+
+    @property
+    def window_recent_blocks(self) -> int:
+        """Recent blocks before a boundary that its raw window lies in."""
+        return -(-self.window_size_tokens // self.recent_block_tokens)
 
     @property
     def recent_block_bytes(self) -> int:

@@ -188,13 +188,63 @@ class SealedManager(FullAttentionManager):
 
 
 class RecentManager(SlidingWindowManager):
-    """Frees by chunk: what is raw ends W tokens before the last boundary, not W before the end."""
+    """Frees by chunk: what is raw ends W tokens before the last boundary, not W before the end.
+
+    A history is resumed at a boundary whose last W tokens are cached raw. They take a block or
+    more, as much as all that was sealed of the chunk. So inside a prompt they stay at few
+    boundaries; in an answer they stay at every one, because the next turn resumes at the last.
+    """
 
     kv_cache_spec: RecentSpec
 
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
         """Tokens at the start that need no raw block any more."""
         return self.kv_cache_spec.geometry.recent_start(num_computed_tokens)
+
+    @classmethod
+    def reachable_block_mask(
+        cls,
+        start_block: int,
+        end_block: int,
+        alignment_tokens: int | None,
+        kv_cache_spec: KVCacheSpec,
+        use_eagle: bool,
+        retention_interval: int | None = None,
+        reachable_boundaries: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> list[bool] | None:
+        """Which of some full blocks to cache; None for all.
+
+        Args:
+            start_block: index of the first of them in the request.
+            end_block: index behind the last.
+            alignment_tokens: C.
+            kv_cache_spec: of this group.
+            use_eagle: whether a draft model looks at hits.
+            retention_interval: distance in tokens of boundaries to keep; None for every one.
+            reachable_boundaries: further ones, first that at which the same prompt resumes.
+            kwargs: as vLLM has it.
+        """
+        mask = super().reachable_block_mask(
+            start_block,
+            end_block,
+            alignment_tokens,
+            kv_cache_spec,
+            use_eagle,
+            retention_interval,
+            reachable_boundaries,
+            **kwargs,
+        )
+        if mask is None or not reachable_boundaries:
+            return mask
+        assert isinstance(kv_cache_spec, RecentSpec)
+        geometry = kv_cache_spec.geometry
+        chunk_blocks = geometry.chunk_recent_blocks
+        answer = geometry.sealed_chunks(reachable_boundaries[0]) * chunk_blocks
+        for block in range(max(start_block, answer), end_block):
+            if chunk_blocks - block % chunk_blocks <= geometry.window_recent_blocks:
+                mask[block - start_block] = True
+        return mask
 
     @classmethod
     def find_longest_cache_hit(  # noqa: D102

@@ -10,12 +10,14 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from tangram.errors import ConfigurationError
+from tangram.geometry import Geometry
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin.auto_profile import resolve_profile
 from tangram.vllm_plugin.drift_board import name_engine
 from tangram.vllm_plugin.hooks import require_hooks
 from tangram.vllm_plugin.metrics import add_logger_to_frontend
-from tangram.vllm_plugin.options import CONFIG_KEY, CompressionOptions
+from tangram.vllm_plugin.options import CONFIG_KEY, CompressionOptions, flag
 from tangram.vllm_plugin.overrides import WORKER_EXTENSION_PATH
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
 from tangram.vllm_plugin.refusals import (
@@ -61,13 +63,28 @@ def configure(
         CONFIG_KEY: {**options.to_mapping(), "plan": plan.to_json()},
     }
     config.cache_config.block_size = plan.geometry.recent_block_tokens
-    # Sliding windows keep only the prompt's last window by default; a chat resumes at any boundary.
-    config.cache_config.prefix_cache_retention_interval = None
+    config.cache_config.prefix_cache_retention_interval = _retention_interval(
+        args.prefix_cache_retention_interval, plan.geometry
+    )
     add_logger_to_frontend()
     if plan.drift_sample:
         name_engine()
     _announce(options, plan)
     return config
+
+
+def _retention_interval(given: int | None, geometry: Geometry) -> int | None:
+    """Distance of the boundaries inside a prompt that stay resumable; None for every one."""
+    default, chunk = geometry.retention_interval_tokens, geometry.chunk_size_tokens
+    if given == 0:  # vLLM's own default, under which an answer could not be resumed
+        return default
+    if given is not None and given % chunk:
+        raise ConfigurationError(
+            f"--prefix-cache-retention-interval {given} is not a multiple of "
+            f"{flag('compression_chunk_size')} {chunk}: give one that is, or leave it out for "
+            f"{default}"
+        )
+    return given
 
 
 def _announce(options: CompressionOptions, plan: CompressionPlan) -> None:

@@ -116,7 +116,7 @@ _HOOKS = (
     has(
         "cache configuration",
         "vllm.config:CacheConfig",
-        "a chat resumes at any boundary, so every window tail stays cached",
+        "at which boundaries of a prompt the raw window stays cached",
         "block_size cache_dtype prefix_cache_retention_interval",
     ),
     has(
@@ -278,6 +278,19 @@ _HOOKS = (
         "a boundary counts where the window before it is still there",
         "block_hashes max_length kv_cache_group_ids block_pool kv_cache_spec drop_eagle_block "
         "alignment_tokens",
+    ),
+    takes(
+        "what stays cached",
+        f"{MANAGERS}SlidingWindowManager.reachable_block_mask",
+        "the next turn resumes at the last boundary of an answer",
+        "start_block end_block alignment_tokens kv_cache_spec use_eagle retention_interval "
+        "reachable_boundaries",
+    ),
+    uses(
+        "where the same prompt resumes",
+        f"{MANAGERS}SingleTypeKVCacheManager.cache_blocks",
+        "what lies behind it is an answer",
+        "reachable_block_mask",
     ),
     takes(
         "query ring blocks",

@@ -63,11 +63,6 @@ def refuse_arguments(args: EngineArgs) -> None:
         "leave it out: the chunk size and the budgets decide it",
     )
     _refuse(
-        args.prefix_cache_retention_interval,
-        f"--prefix-cache-retention-interval {args.prefix_cache_retention_interval}",
-        "leave it out: a chat resumes at any chunk",
-    )
-    _refuse(
         args.attention_backend
         or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM)
         or args.attention_config.backend_per_kind,
