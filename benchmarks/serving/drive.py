@@ -295,8 +295,6 @@ def provenance(args: argparse.Namespace, argv: list[str], script: str) -> dict[s
         "versions": versions(),
         "commit": args.commit or output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "command": shlex.join(["python", "-m", f"benchmarks.serving.{script}", *argv]),
-        "budgets": args.budgets,
-        "scorer": args.scorer,
         "seed": args.seed,
     }
 

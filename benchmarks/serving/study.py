@@ -77,9 +77,9 @@ class Job:
         return f"{self.model}-{self.side}-{self.ratio:g}-{cells}"
 
 
-def pair(model: str, load: Load, *sides: str, ratio: float = 0.25) -> list[Job]:
+def pair(model: str, load: Load, *sides: str, options: tuple[str, ...] = ()) -> list[Job]:
     """The same load on several sides."""
-    return [Job(model, side, load, ratio) for side in sides or ("stock", "tangram")]
+    return [Job(model, side, load, options=options) for side in sides or ("stock", "tangram")]
 
 
 Q4 = "qwen3-4b"
@@ -95,7 +95,11 @@ PARTS: dict[str, list[Job]] = {
         Job(Q4, "offload", AGENT, options=("--offload-gib", "160")),
     ],
     "ratios": [Job(Q4, "tangram", LONG, 0.1)],
-    "models": [*pair("qwen2.5-7b", LONG_7B), *pair("qwen3-32b", MID_32B)],
+    "models": [
+        # Four KV heads: in one group of them all budgets would be alike.
+        *pair("qwen2.5-7b", LONG_7B, options=("--page-group-size", "2")),
+        *pair("qwen3-32b", MID_32B),
+    ],
     "ablation": pair(
         Q4, MID, "unragged", "evenly-cut", "stock-nocache", "tangram-nocache", "uniform"
     ),

@@ -24,6 +24,16 @@ QUANTISED_CACHE = dict(
 )
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    """What a configuration warns of."""
+    from tangram.vllm_plugin import configure as module
+
+    told = []
+    monkeypatch.setattr(module.logger, "warning", lambda text, *args: told.append(text % args))
+    return told
+
+
 def configure(model=MODEL, *, compression=None, **arguments):
     """vLLM's configuration with compression on; no engine is started."""
     from vllm.engine.arg_utils import EngineArgs
@@ -88,13 +98,7 @@ def test_bad_options(option, value, words):
         ({"compression_level": "uniform"}, False),
     ],
 )
-def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(
-    monkeypatch, changes, advised
-):
-    from tangram.vllm_plugin import configure as module
-
-    warnings = []
-    monkeypatch.setattr(module.logger, "warning", lambda text, *args: warnings.append(text % args))
+def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(warnings, changes, advised):
     compression = {
         "compression_profile": str(Path(MODEL) / "key_diff.profile"),
         "compression_ratio": 0.1,
@@ -102,6 +106,21 @@ def test_a_larger_chunk_is_advised_where_budgets_are_mostly_their_floor(
     }
     configure(compression=compression | changes)
     assert ("a --compression-chunk-size above 256" in "".join(warnings)) is advised
+
+
+@pytest.mark.parametrize("size, warned", [(4, True), (2, False), (1, False), (None, False)])
+def test_heads_that_cannot_have_budgets_of_their_own_are_told(warnings, size, warned):
+    """The recall model has four KV heads."""
+    profile = str(Path(MODEL) / "key_diff.profile")
+    compression = {"compression_profile": profile, "compression_level": "error"}
+    configure(compression=compression | {"page_group_size": size})
+    assert ("all 4 KV heads of a layer share a budget" in "".join(warnings)) is warned
+
+
+@pytest.mark.parametrize("chunk, warned", [(2048, True), (1024, False)])
+def test_requests_too_short_for_a_chunk_are_told(warnings, chunk, warned):
+    configure(compression={"compression_chunk_size": chunk})  # of at most 2,048 tokens
+    assert ("nothing will be compressed" in "".join(warnings)) is warned
 
 
 @pytest.mark.parametrize("given, kept", [(0, 4096), (512, 512), (None, None)])

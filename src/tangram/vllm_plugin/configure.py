@@ -69,7 +69,7 @@ def configure(
     add_logger_to_frontend()
     if plan.drift_sample:
         name_engine()
-    _announce(options, plan)
+    _announce(options, plan, config.model_config.max_model_len)
     return config
 
 
@@ -87,7 +87,8 @@ def _retention_interval(given: int | None, geometry: Geometry) -> int | None:
     return given
 
 
-def _announce(options: CompressionOptions, plan: CompressionPlan) -> None:
+def _announce(options: CompressionOptions, plan: CompressionPlan, max_model_len: int) -> None:
+    """Tell what is served, and warn of options under which compression gives less than it could."""
     geometry = plan.geometry
     logger.info(
         "KV cache compression: ratio %g, %s budgets, scorer %s, chunks of %d tokens, window %d, "
@@ -107,5 +108,19 @@ def _announce(options: CompressionOptions, plan: CompressionPlan) -> None:
             "%.0f %% of what is kept are pages that every head has to have of each chunk, whatever "
             "it needs: a --compression-chunk-size above %d leaves more to the heads that need it",
             100 * plan.floor_share,
+            geometry.chunk_size_tokens,
+        )
+    if plan.level != "uniform" and geometry.num_kv_heads == geometry.page_group_size > 1:
+        logger.warning(
+            "all %d KV heads of a layer share a budget: with a --page-group-size below %d those "
+            "that need more get more",
+            geometry.num_kv_heads,
+            geometry.num_kv_heads,
+        )
+    if max_model_len <= geometry.chunk_size_tokens:
+        logger.warning(
+            "nothing will be compressed: no request of at most %d tokens (--max-model-len) has a "
+            "whole chunk of %d (--compression-chunk-size) before its last token",
+            max_model_len,
             geometry.chunk_size_tokens,
         )

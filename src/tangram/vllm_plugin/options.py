@@ -26,8 +26,8 @@ class CompressionOptions:
     Attributes:
         enable_compression: whether the KV cache is compressed at all.
         compression_ratio: share of all rows that is kept, in (0, 1].
-        page_group_size: H_p, KV heads that share a budget and a page; the largest divisor of the
-            model's KV heads up to 4 when absent.
+        page_group_size: H_p, KV heads that share a budget and a page; when absent 4, and less where
+            all heads of a layer would share a budget.
         compression_chunk_size: C, tokens that are sealed together; a multiple of 16.
         compression_window_size: W, tokens before a boundary that stay raw until the next one.
         compression_n_sink_tokens: S, tokens at the start that every head keeps.
@@ -107,7 +107,7 @@ class CompressionOptions:
 _HELP = {
     "enable_compression": "Compress the KV cache: every head keeps its own share of each chunk.",
     "compression_ratio": "Share of all rows that is kept, above 0 and at most 1 (default: 0.3).",
-    "page_group_size": "KV heads that share a budget and a page (default: up to 4).",
+    "page_group_size": "KV heads that share a budget and a page (default: 4, or half of fewer).",
     "compression_chunk_size": "Tokens that are sealed together (default: 256).",
     "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
     "boundary (default: 32).",

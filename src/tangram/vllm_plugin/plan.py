@@ -6,7 +6,6 @@ The plan is made once, where the engine's configuration is made, and travels as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,8 @@ from tangram.vllm_plugin.drift import DriftReference
 from tangram.vllm_plugin.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
 
 PAGE_SIZE_ROWS = 16
-DEFAULT_GROUP_SIZE = 4
+DEFAULT_GROUP_SIZES = (4, 2)
+"""Of these the first that leaves a layer two groups to choose between."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,14 @@ class CompressionPlan:
 
 
 def group_size(options: CompressionOptions, num_kv_heads: int) -> int:
-    """H_p: what was asked for, or the largest divisor of the KV heads up to 4.
+    """H_p: what was asked for, or 4, and less where all heads of a layer would share a budget.
 
     Raises:
         ConfigurationError: the size asked for does not divide the KV heads.
     """
     if options.page_group_size is None:
-        return math.gcd(num_kv_heads, DEFAULT_GROUP_SIZE)
+        fit = (s for s in DEFAULT_GROUP_SIZES if s < num_kv_heads and num_kv_heads % s == 0)
+        return next(fit, 1)
     if num_kv_heads % options.page_group_size:
         divisors = [d for d in range(1, num_kv_heads + 1) if num_kv_heads % d == 0]
         raise ConfigurationError(

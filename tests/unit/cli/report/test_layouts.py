@@ -27,7 +27,7 @@ def test_the_usual_ratios_are_those_that_a_chunk_allows(make_profile):
     # One page of 16 rows in a chunk of 64 is a quarter.
     found = Settings.of(make_profile(chunk_size_tokens=64, window_size_tokens=8))
     assert found.ratios == (0.25, 0.3, 0.4, 0.5, 0.75)
-    assert found.page_group_size == 4
+    assert found.page_group_size == 2  # of four KV heads
 
 
 def test_measured_ratios_and_their_group_size_come_first(make_profile):
