@@ -197,7 +197,7 @@ def check_side(server: Server, side: Side) -> dict[str, Any]:
         "block_tokens": metrics.block_tokens,
         "cache_tokens": _cache_tokens(metrics.num_blocks - 1, side, metrics.block_tokens),
         "scorer": side.plan.scorer_name if side.plan else None,
-        "level": side.plan.level if side.plan else None,
+        "budgets": side.plan.level if side.plan else None,
     }
 
 

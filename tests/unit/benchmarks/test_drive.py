@@ -236,8 +236,11 @@ def test_a_side_that_is_another_is_refused(sides):
     geometry = side.plan.geometry
     active = f"INFO KV cache compression: ratio 0.25, ... layout {geometry.digest}\n"
     block = geometry.recent_block_tokens
-    assert check_side(server_that_says(active, block), side)["cache_tokens"] == 340 * 256
-    assert check_side(server_that_says("", 16), sides["stock"])["cache_tokens"] == 340 * 16
+    found = check_side(server_that_says(active, block), side)
+    assert found["cache_tokens"] == 340 * 256
+    assert (found["scorer"], found["budgets"]) == ("key_diff", "perlayer")
+    found = check_side(server_that_says("", 16), sides["stock"])
+    assert found["cache_tokens"] == 340 * 16 and found["scorer"] is found["budgets"] is None
     for log, size, which in (
         ("", block, side),
         (active.replace(geometry.digest, "0123abcd"), block, side),
