@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,9 @@ MID = load(25, 125, 100, "mid/closed:48")
 # Fewer bytes a token, or more: as many users as stock's cache does not hold.
 LONG_7B = load(30, 230, 110, "long/closed:28")
 MID_32B = load(25, 125, 100, "mid/closed:12")
+# More than a compressed cache holds with ease, where it matters what stays cached of each.
+CROWDED = load(25, 190, 100, "mid/closed:72")
+EVERY_BOUNDARY = ("--server-args", f"{SERVER_ARGS} --prefix-cache-retention-interval 256")
 SHORT = load(20, 125, 60, "short/closed:160", "short/closed:48")
 AGENT = load(30, 120, 100, "agent/closed:24")
 SEARCH = load(30, 30, 70, "mid/search:0.3")
@@ -73,8 +77,8 @@ class Job:
     @property
     def name(self) -> str:
         """Tells jobs apart; a file name too."""
-        cells = "+".join(cell.replace("/", "-").replace(":", "") for cell in self.load.cells)
-        return f"{self.model}-{self.side}-{self.ratio:g}-{cells}"
+        words = (self.model, self.side, f"{self.ratio:g}", *self.load.cells, *self.options)
+        return "-".join(re.sub(r"[^\w.]+", "_", word.strip("-")) for word in words)
 
 
 def pair(model: str, load: Load, *sides: str, options: tuple[str, ...] = ()) -> list[Job]:
@@ -104,6 +108,7 @@ PARTS: dict[str, list[Job]] = {
         Q4, MID, "unragged", "evenly-cut", "stock-nocache", "tangram-nocache", "uniform"
     ),
     "agent": pair(Q4, AGENT),
+    "crowded": [*pair(Q4, CROWDED), Job(Q4, "tangram", CROWDED, options=EVERY_BOUNDARY)],
 }
 """Name -> jobs, in the order in which they are run."""
 
