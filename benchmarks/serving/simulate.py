@@ -38,10 +38,10 @@ from benchmarks.serving.sides import SIDES, Model, compression, find_model
 from benchmarks.serving.workloads import FIRST_TOKEN_ID, WORKLOADS, Script, Workload, make_script
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
-from tangram.vllm_plugin.cache_groups import RecentSpec, SealedSpec
+from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
 from tangram.vllm_plugin.options import CONFIG_KEY
 from tangram.vllm_plugin.plan import plan_of
-from tangram.vllm_plugin.storage import SEALED_NAME
+from tangram.vllm_plugin.storage import RING_NAME, SEALED_NAME
 
 PLAYED = ("stock", "tangram", "unragged", "uniform")
 
@@ -197,8 +197,11 @@ def _configured(
     assert plan is not None
     geometry = plan.geometry
     specs = dict.fromkeys(layers, RecentSpec.of(geometry, torch.bfloat16))
+    specs[SEALED_NAME] = SealedSpec.of(geometry, torch.bfloat16)
+    if geometry.has_query_ring:
+        specs[RING_NAME] = QueryRingSpec.of(geometry, torch.bfloat16)
     kept = geometry.sealed_block_bytes / geometry.full_bytes(geometry.chunk_size_tokens)
-    return config, {**specs, SEALED_NAME: SealedSpec.of(geometry, torch.bfloat16)}, kept, "BLHNC"
+    return config, specs, kept, "BLHNC"
 
 
 @dataclass

@@ -21,10 +21,11 @@ def figures(tmp_path, side, memory_gib, users, *options):
     return found
 
 
-@pytest.mark.parametrize("side", ["stock", "tangram"])
-def test_a_cache_that_holds_all_finds_all_but_what_is_new(tmp_path, side):
-    found = figures(tmp_path, side, 1.0, 4)
-    assert found == figures(tmp_path, side, 1.0, 4)
+@pytest.mark.parametrize("side, scorer", [("stock", ""), ("tangram", ""), ("tangram", "snap_kv")])
+def test_a_cache_that_holds_all_finds_all_but_what_is_new(tmp_path, side, scorer):
+    options = ("--scorer", scorer) if scorer else ()
+    found = figures(tmp_path, side, 1.0, 4, *options)
+    assert found == figures(tmp_path, side, 1.0, 4, *options)
     assert found["requests"] > 10 and found["window_s"] >= 10
     assert 0.5 < found["cached_share"] < 0.9
 
