@@ -164,7 +164,7 @@ def test_the_command_is_told_what_is_served(made):
     (arguments,) = made
     pairs = dict(zip(arguments[1::2], arguments[2::2], strict=False))
     assert arguments[0] == MODEL
-    assert pairs["--compression-chunk-size"] == "128" and pairs["--page-group-size"] == "4"
+    assert pairs["--compression-chunk-size"] == "128" and pairs["--page-group-size"] == "2"
     assert pairs["--compression-window-size"] == "16"
     assert json.loads(pairs["--engine-args"]) == {"dtype": "float32"}
 
