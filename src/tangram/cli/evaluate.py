@@ -18,7 +18,7 @@ from tangram.cli.evaluate_cells import Grid, Setting, make_engine, make_settings
 from tangram.cli.evaluate_options import parser
 from tangram.cli.evaluate_report import print_tables
 from tangram.cli.installed import commit, is_cpu_build, machine, versions
-from tangram.cli.models import RECALL, bundled_model, read_config
+from tangram.cli.models import bundled_model, is_bundled, read_config
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.errors import ConfigurationError
 from tangram.evaluate.chat import ChatFormat
@@ -103,7 +103,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     if args.model is None:
         raise ConfigurationError("a MODEL is needed: a folder, a name, or recall for the bundled")
     model = args.model
-    if model == RECALL and not Path(model).exists():
+    if is_bundled(model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         model = str(bundled_model())
     engine = _engine_options(args.engine)

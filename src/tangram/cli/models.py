@@ -23,6 +23,11 @@ _FULL_ATTENTION = {"attention", "full_attention"}
 _HYBRID_KEYS = ("attn_layer_period", "hybrid_override_pattern", "mamba_d_state", "ssm_cfg")
 
 
+def is_bundled(model: str) -> bool:
+    """Whether the name stands for the bundled recall model; a path of that name goes before it."""
+    return model == RECALL and not Path(model).exists()
+
+
 def bundled_model() -> Path:
     """The folder of the bundled recall model.
 
@@ -56,7 +61,7 @@ def read_config(model: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         ConfigurationError: there is none to be had, or it is no JSON object.
     """
-    path = bundled_model() if model == RECALL and not Path(model).exists() else Path(model)
+    path = bundled_model() if is_bundled(model) else Path(model)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():

@@ -22,7 +22,15 @@ from tangram.cli.balance import (
     balance_table,
 )
 from tangram.cli.installed import versions
-from tangram.cli.models import read_config, refuse_config
+from tangram.cli.models import (
+    RECALL,
+    RECALL_GROUP_SIZE,
+    bundled_model,
+    bundled_profile_options,
+    is_bundled,
+    read_config,
+    refuse_config,
+)
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry
 from tangram.profile import ModelIdentity, text_config
@@ -45,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     refuse_config(args.model, config)
     identity = ModelIdentity.from_config(config)
     dtype = args.dtype if args.dtype != "auto" else served_dtype(config)
-    options, missing = with_cached_profile(compression_options(args), args.model, identity)
+    options, missing = with_cached_profile(served_options(args), args.model, identity)
     plan = make_plan(options, identity, ITEMSIZE_BYTES[dtype])
     contexts = args.contexts or default_contexts(config)
     result = {
@@ -157,8 +165,7 @@ def with_cached_profile(
     if not needs_profile(options):
         return none, ""
     try:
-        folder = str(Path(model).parent) if Path(model).is_file() else model
-        path = cached_profile(options, folder, identity)
+        path = cached_profile(options, _folder(model), identity)
         if path.is_file():
             return replace(options, compression_profile=str(path)), ""
         reason = "no profile of it is cached yet"
@@ -193,6 +200,17 @@ def default_contexts(config: Mapping[str, Any]) -> list[int]:
     return [n for n in DEFAULT_CONTEXTS if n <= longest] or [longest]
 
 
+def served_options(args: argparse.Namespace) -> CompressionOptions:
+    """The options among parsed flags, with what `tangram serve` takes for the bundled model."""
+    options = compression_options(args)
+    if not is_bundled(args.model):
+        return options
+    own: dict[str, Any] = {"page_group_size": options.page_group_size or RECALL_GROUP_SIZE}
+    if not (args.compression_profile or args.compression_scorer):
+        own |= bundled_profile_options()
+    return replace(options, **own)
+
+
 def compression_options(args: argparse.Namespace) -> CompressionOptions:
     """The options among parsed flags."""
     given = {f.name: getattr(args, f.name, None) for f in fields(CompressionOptions)}
@@ -206,7 +224,9 @@ def parser() -> argparse.ArgumentParser:
         description="What a model's KV cache takes, compressed and not, from its config alone.",
     )
     made.add_argument(
-        "model", metavar="MODEL", help="folder, config.json, or name on the Hugging Face Hub"
+        "model",
+        metavar="MODEL",
+        help=f"folder, config.json, name on the Hugging Face Hub, or {RECALL}",
     )
     made.add_argument(
         "--gpu-memory",
@@ -239,6 +259,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     add_flags(made)
     return made
+
+
+def _folder(model: str) -> str:
+    """Where a model's weights would lie, or its name on the Hub."""
+    if is_bundled(model):
+        return str(bundled_model())
+    return str(Path(model).parent) if Path(model).is_file() else model
 
 
 def _groups(layout: Geometry) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from tangram.cli.models import (
     RECALL_GROUP_SIZE,
     bundled_model,
     bundled_profile_options,
+    is_bundled,
     read_config,
 )
 from tangram.cli.plan import compression_options
@@ -31,8 +32,8 @@ _RECALL_CACHE_BYTES = 512 << 20
 _DESCRIPTION = f"""Serve a model with vLLM's OpenAI server and KV cache compression on.
 
 Everything is handed on to 'vllm serve' as it is, with {_ENABLE} added.
-MODEL comes first. Without one the bundled recall model is served, as '{RECALL}', with
-settings that suit it; any of them can be given to have another.
+MODEL comes first. Without one, or for '{RECALL}', the bundled recall model is served under
+that name, with settings that suit it; any of them can be given to have another.
 """
 _USAGE = "tangram serve [MODEL] [options of vllm serve]"
 _EPILOG = "vLLM's own options: tangram serve --help=all"
@@ -55,8 +56,10 @@ def serve_arguments(argv: Sequence[str]) -> list[str]:
     """Arguments of `vllm serve`: what was given, compression, and what the bundled model needs."""
     given = list(argv)
     enable = [] if _ENABLE in _flags(given) else [_ENABLE]
-    if _names_a_model(given):
+    if _names_another_model(given):
         return [*given, *enable]
+    if given and is_bundled(given[0]):
+        given = given[1:]
     return [str(bundled_model()), *given, *enable, *_recall_defaults(given, os.environ)]
 
 
@@ -126,15 +129,16 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
 
 def _environment(argv: Sequence[str]) -> dict[str, str]:
     """The bundled model is a folder: nothing is to be asked of the network for it."""
-    if _names_a_model(argv) or "HF_HUB_OFFLINE" in os.environ:
+    if _names_another_model(argv) or "HF_HUB_OFFLINE" in os.environ:
         return {}
     return {"HF_HUB_OFFLINE": "1"}
 
 
-def _names_a_model(given: Sequence[str]) -> bool:
+def _names_another_model(given: Sequence[str]) -> bool:
+    """Whether what is served is not the bundled model."""
     # A later word may be the value of an option, so only the first can be taken for a model.
     if given and not given[0].startswith("-"):
-        return True
+        return not is_bundled(given[0])
     # vLLM's own help, and the other places that it takes a model from.
     return bool(_flags(given) & {"--model", "--config", "--help", "-h"})
 

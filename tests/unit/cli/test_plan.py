@@ -116,6 +116,29 @@ def test_the_profile_that_a_server_would_take_by_itself(tmp_path, monkeypatch, c
         assert "calibrate" not in capsys.readouterr().out
 
 
+def test_the_bundled_model_is_planned_as_it_is_served(tmp_path, monkeypatch, capsys):
+    """Its name was asked of the Hub, and the plan was of uniform budgets in groups of 4 heads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path / "cache"))
+    result = plan_json("recall", tmp_path)
+    profile = recall_model_path() / "key_diff.profile"
+    assert (result["level"], result["profile"]) == ("measured", str(profile))
+    assert result["page_group_size"] == 1
+    assert "calibrate" not in capsys.readouterr().out
+
+    grouped = plan_json("recall", tmp_path, "--page-group-size", "2")
+    assert (grouped["page_group_size"], grouped["profile"]) == (2, str(profile))
+    other = plan_json("recall", tmp_path, "--compression-scorer", "tova")
+    assert (other["scorer"], other["profile"], other["page_group_size"]) == ("tova", None, 1)
+    assert "no profile of it is cached yet" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_path_goes_before_the_bundled_models_name(llama, monkeypatch, tmp_path):
+    llama.rename(tmp_path / "recall")
+    monkeypatch.chdir(tmp_path)
+    assert plan_json("recall", tmp_path)["page_group_size"] == 4
+
+
 def test_the_config_is_never_written_over(llama, capsys):
     config = llama / "config.json"
     before = config.read_text()

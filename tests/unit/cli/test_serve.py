@@ -47,6 +47,14 @@ def test_without_a_model_the_bundled_one_is_served():
     assert int(value_of(arguments, "--kv-cache-memory-bytes")) > 0
 
 
+def test_the_bundled_model_is_known_by_name(monkeypatch, tmp_path):
+    """`tangram serve recall` asked the Hub for a model of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert serve_arguments(["recall", "--port", "8001"]) == serve_arguments(["--port", "8001"])
+    (tmp_path / "recall").mkdir()
+    assert serve_arguments(["recall"]) == ["recall", "--enable-compression"]
+
+
 def test_no_argument_at_all_serves_the_bundled_model():
     assert serve_arguments([])[:2] == [RECALL, "--enable-compression"]
 
@@ -94,12 +102,14 @@ def test_the_bundled_profile_is_used_with_its_scorer(monkeypatch):
     assert "--compression-profile" not in serve_arguments(["org/model"])
 
 
-def test_the_process_becomes_vllm(monkeypatch):
+@pytest.mark.parametrize("model", [[], ["recall"]])
+def test_the_process_becomes_vllm(monkeypatch, tmp_path, model):
     became = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(AssertionError, match="unreachable"):
-        serve.run(["--port", "1"])
+        serve.run([*model, "--port", "1"])
     ((program, command, environment),) = became
     assert program == command[0] == sys.executable
     assert command[1] == "-m" and command[3:5] == ["serve", RECALL]
