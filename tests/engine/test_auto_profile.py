@@ -172,6 +172,8 @@ def test_the_command_is_told_what_is_served(made):
 def test_what_no_profile_mends_is_refused_before_calibrating(made):
     with pytest.raises(ConfigurationError, match="--page-group-size"):
         auto(page_group_size=3)
+    with pytest.raises(ConfigurationError, match="--compression-window-size"):
+        auto(compression_scorer="snap_kv", compression_window_size=0)
     assert made == []
 
 

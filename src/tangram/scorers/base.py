@@ -104,18 +104,29 @@ class Scorer(ABC):
         Raises:
             ScorerError: no observation window, or statistics that are not there.
         """
-        if self.needs_window_queries and window_size_tokens < 1:
-            raise ScorerError(
-                f"--compression-scorer {self.name} needs the queries of the observation window, "
-                f"and the window has {window_size_tokens} tokens: give a "
-                "--compression-window-size of at least 1"
-            )
+        self.check_window(window_size_tokens)
         lacking = [name for name in self.needs_statistics if name not in statistics]
         if lacking:
             raise ScorerError(
                 f"--compression-scorer {self.name} needs {', '.join(lacking)} of a profile, and "
                 f"got {', '.join(sorted(statistics)) or 'no statistics'}: calibrate a profile for "
                 "this scorer and give it with --compression-profile"
+            )
+
+    def check_window(self, window_size_tokens: int) -> None:
+        """Check what of `check_inputs` no profile has a say in.
+
+        Args:
+            window_size_tokens: W.
+
+        Raises:
+            ScorerError: no observation window.
+        """
+        if self.needs_window_queries and window_size_tokens < 1:
+            raise ScorerError(
+                f"--compression-scorer {self.name} needs the queries of the observation window, "
+                f"and the window has {window_size_tokens} tokens: give a "
+                "--compression-window-size of at least 1"
             )
 
     def statistic(self, chunks: Chunks, name: str) -> Tensor:

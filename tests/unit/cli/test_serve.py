@@ -9,7 +9,7 @@ import pytest
 from tangram import cli
 from tangram.cli import installed, launch, models, serve
 from tangram.cli.serve import serve_arguments
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ScorerError
 
 RECALL = "/models/recall"
 
@@ -130,6 +130,7 @@ def test_the_process_becomes_vllm(monkeypatch, tmp_path, model):
         (["--compression-chunk-size", "100"], "--compression-chunk-size is 100"),
         (["--compression-ratio", "0.01"], "--compression-ratio 0.01 is too low"),
         (["--compression-profile", "none", "--compression-level", "mass"], "needs statistics"),
+        (["--compression-scorer", "snap_kv", "--compression-window-size", "0"], "of at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arguments, said):
@@ -137,6 +138,12 @@ def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arg
     assert cli.main(["serve", str(llama), *arguments]) == 2
     captured = capsys.readouterr().err
     assert said in captured and "Traceback" not in captured
+
+
+def test_a_scorer_without_its_window_is_told_of_a_model_by_name_too():
+    given = ["org/model", "--compression-scorer", "snap_kv", "--compression-window-size", "0"]
+    with pytest.raises(ScorerError, match="--compression-window-size of at least 1"):
+        serve.check_options(serve_arguments(given))
 
 
 @pytest.mark.parametrize(
