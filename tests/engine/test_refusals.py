@@ -180,6 +180,15 @@ def test_unsupported_combinations(arguments, words):
         assert word in str(error.value)
 
 
+def test_batch_invariance_is_refused_before_an_engine_starts(monkeypatch):
+    """It came up in the engine core, whose last line does not name the variable."""
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    configure()
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    with pytest.raises(UnsupportedError, match="VLLM_BATCH_INVARIANT.*: unset it"):
+        configure()
+
+
 @pytest.mark.parametrize(
     "changes, word",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
@@ -74,6 +75,11 @@ def refuse_arguments(args: EngineArgs) -> None:
         args.worker_extension_cls not in ("", WORKER_EXTENSION_PATH),
         f"--worker-extension-cls {args.worker_extension_cls}",
         "leave it out: compression brings its own",
+    )
+    _refuse(
+        envs.VLLM_BATCH_INVARIANT,
+        "batch-invariant mode (the environment variable VLLM_BATCH_INVARIANT)",
+        "unset it, or serve without --enable-compression",
     )
 
 
