@@ -154,6 +154,19 @@ def test_what_needs_no_profile_gets_none(made, logged, options, arguments, warne
     assert all("dummy" in line for line in uniform if arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "no --compression-profile is given: "),
+        ({"compression_profile": "None"}, "--compression-profile is none: "),
+    ],
+)
+def test_a_profile_that_is_not_given_is_told_from_one_that_is_declined(logged, options, said):
+    configure(compression=options)
+    (line,) = [line for line in logged if "(uniform budgets)" in line]
+    assert line.startswith(said)
+
+
 def test_a_scorer_that_needs_statistics_has_them_made_for_uniform_budgets_too(made):
     plan = auto(compression_level="uniform", compression_scorer="expected_attention")
     assert plan.profile_path and len(made) == 1

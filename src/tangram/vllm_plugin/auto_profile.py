@@ -63,7 +63,9 @@ def resolve_profile(
     """
     asked = (options.compression_profile or NO_PROFILE).lower()
     if asked == NO_PROFILE:
-        _warn_uniform(options, "no --compression-profile is given")
+        is_given = options.compression_profile is not None
+        said = "--compression-profile is none" if is_given else "no --compression-profile is given"
+        _warn_uniform(options, said)
         return options
     if asked != AUTO_PROFILE:
         return options
