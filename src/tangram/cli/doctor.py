@@ -20,6 +20,7 @@ from rich.text import Text
 from tangram.cli.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
 from tangram.cli.metrics import samples
 from tangram.errors import ConfigurationError, TangramError
+from tangram.vllm_plugin.drift_board import LEAST_CHUNKS
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN = "tangram.vllm_plugin:register"
@@ -71,19 +72,25 @@ def run(argv: Sequence[str]) -> int:
     return _conclude(findings, console)
 
 
-def _conclude(findings: Iterable[Finding], console: Console) -> int:
+def _conclude(findings: Sequence[Finding], console: Console) -> int:
     wrong = [finding.name for finding in findings if not finding.ok]
     if wrong:
         console.print(
             f"compression cannot be served: {', '.join(wrong)}", style="red", markup=False
         )
         return 1
+    if warned := [finding.name for finding in findings if finding.warning]:
+        told = f"nothing stands in the way; to be looked at: {', '.join(warned)}"
+        console.print(told, style="yellow", markup=False)
+        return 0
     console.print("all is as it should be", style="green")
     return 0
 
 
 def _report_server(url: str, console: Console) -> int:
-    address = url.rstrip("/").removesuffix("/metrics") + "/metrics"
+    # As curl does; urllib would take the host of `localhost:8000` for a scheme.
+    address = url if "://" in url else f"http://{url}"
+    address = address.rstrip("/").removesuffix("/metrics") + "/metrics"
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as response:
             text = response.read().decode()
@@ -143,8 +150,8 @@ def _engine(engine: str, found: dict[str, dict[str, float]]) -> Iterator[Finding
         yield Finding(name, "not sampled", note="--compression-drift-sample N samples it")
         return
     sampled = value("drift_sampled_chunks_total")
-    if sampled == 0:
-        yield Finding(name, "no chunk sampled yet")
+    if sampled < LEAST_CHUNKS:
+        yield Finding(name, f"too few chunks yet ({sampled:.0f} of {LEAST_CHUNKS})")
         return
     off, limit = value("drift_deviation"), value("drift_limit")
     over, expected = value("drift_heads_over_budget"), value("drift_expected_over_budget")

@@ -22,7 +22,7 @@ from tangram.kernels.segments import SealingChunks
 from tangram.profile import Profile, threshold_share
 from tangram.scorers.select import score_ranks
 from tangram.scorers.shares import threshold_shares
-from tangram.vllm_plugin.drift_board import DriftBoard, DriftReading
+from tangram.vllm_plugin.drift_board import LEAST_CHUNKS, DriftBoard, DriftReading
 from tangram.vllm_plugin.options import flag
 
 logger = logging.getLogger("vllm.tangram")
@@ -38,8 +38,6 @@ LIMITS = {"crosslayer": 2.5, "perlayer": 1.15}
 is in docs/metrics.md."""
 HORIZON_CHUNKS = 64
 """Sampled chunks that the running mean looks back on."""
-LEAST_CHUNKS = 16
-"""Sampled chunks before which nothing is said."""
 CHUNKS_BETWEEN_WARNINGS = 4096
 
 

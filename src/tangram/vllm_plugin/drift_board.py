@@ -15,6 +15,9 @@ import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LEAST_CHUNKS = 16
+"""Sampled chunks before which nothing is said."""
+
 
 class DriftReading(NamedTuple):
     """What a worker has found.

@@ -1,5 +1,9 @@
 """`tangram doctor`: its table and its exit code, with whatever is wrong faked."""
 
+import functools
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+
 import pytest
 
 from tangram import cli
@@ -71,7 +75,9 @@ def test_a_wheel_whose_own_command_stops_is_a_warning(monkeypatch, capsys):
     version = {("vllm",): None}
     monkeypatch.setattr(doctor, "version_of", lambda *names: version.get(names, "0.32.0"))
     assert cli.main(["doctor"]) == 0
-    assert "tangram serve" in row(capsys.readouterr().out, "command vllm serve")
+    out = capsys.readouterr().out
+    assert "tangram serve" in row(out, "│ command vllm serve")
+    assert out.splitlines()[-1].endswith("to be looked at: command vllm serve")
 
 
 def test_a_package_that_cannot_be_imported_fails_with_the_remedy(monkeypatch, tmp_path, capsys):
@@ -148,6 +154,39 @@ def test_drift_beyond_the_limit_is_a_warning_with_a_remedy(off, is_warning):
     assert f"{off} deviations over 40 sampled chunks, limit 1.2; 40% of" in finding.found
     assert finding.ok and finding.warning == is_warning
     assert ("calibrate a --compression-profile" in finding.note) == is_warning
+
+
+def test_drift_is_not_judged_before_the_server_judges_it():
+    text = SERVED + DRIFT.replace("OFF", "9.9")
+    few = only(text.replace("} 40.0", "} 15.0"), "engine 0: drift")
+    assert few.found == "too few chunks yet (15 of 16)" and not few.warning
+    assert only(text.replace("} 40.0", "} 16.0"), "engine 0: drift").warning
+
+
+@pytest.mark.parametrize(
+    ("off", "last"),
+    [
+        ("0.50", "all is as it should be"),
+        ("9.90", "nothing stands in the way; to be looked at: engine 0: drift"),
+    ],
+)
+def test_a_warning_counts_in_the_conclusion(tmp_path, capsys, off, last):
+    (tmp_path / "metrics").write_text(SERVED + DRIFT.replace("OFF", off))
+    assert cli.main(["doctor", "--url", tmp_path.as_uri()]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == last
+
+
+def test_a_url_without_a_scheme_is_http(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("no_proxy", "localhost")
+    (tmp_path / "metrics").write_text(SERVED)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        server.timeout = 20
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert cli.main(["doctor", "--url", f"localhost:{server.server_port}"]) == 0
+        thread.join()
+    assert "abc123" in capsys.readouterr().out
 
 
 def test_a_server_without_compression_fails(monkeypatch, capsys, tmp_path):
