@@ -74,7 +74,9 @@ def check_options(arguments: Sequence[str]) -> None:
     """
     if {"--config", "--additional-config"} & _flags(arguments):
         return
-    parser = argparse.ArgumentParser(usage=_USAGE, add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="tangram serve", usage=_USAGE, add_help=False, allow_abbrev=False
+    )
     add_flags(parser)
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
     scorer = get_scorer(options.compression_scorer)

@@ -62,7 +62,8 @@ class CompressionOptions:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ConfigurationError(
-                f"unknown compression option {', '.join(unknown)}: known are {', '.join(known)}"
+                f"unknown compression option {', '.join(unknown)}: known are "
+                f"{', '.join(sorted(known))}"
             )
         options = cls(**{name: value for name, value in given.items() if value is not None})
         options.check()

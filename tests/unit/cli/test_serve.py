@@ -140,6 +140,14 @@ def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arg
     assert said in captured and "Traceback" not in captured
 
 
+def test_a_mistake_names_the_command_however_it_was_started(monkeypatch, capsys):
+    """`python -m tangram serve` said '__main__.py: error'."""
+    monkeypatch.setattr(sys, "argv", ["/site-packages/tangram/__main__.py"])
+    assert cli.main(["serve", "org/model", "--compression-ratio", "half"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tangram serve: error: argument --compression-ratio")
+
+
 def test_a_scorer_without_its_window_is_told_of_a_model_by_name_too():
     given = ["org/model", "--compression-scorer", "snap_kv", "--compression-window-size", "0"]
     with pytest.raises(ScorerError, match="--compression-window-size of at least 1"):
