@@ -31,6 +31,7 @@ import aiohttp
 from benchmarks.kernels.budgets import BUDGETS
 from benchmarks.serving.client import DIALOGUES, Run, TokenDialogue
 from benchmarks.serving.load import Level, Phases, run_load
+from benchmarks.serving.mistakes import existing_file, share, told
 from benchmarks.serving.rates import TooFewRequests, best_rate, next_rate, sustained
 from benchmarks.serving.records import Record
 from benchmarks.serving.sides import (
@@ -115,6 +116,7 @@ class OutOfTime(Exception):
     """The time limit leaves no room for the next cell."""
 
 
+@told
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for and not yet done."""
     args = parser().parse_args(argv)
@@ -375,8 +377,8 @@ def add_server_options(made: argparse.ArgumentParser) -> None:
     """What says which server is started."""
     add = made.add_argument
     add("--model", default="qwen3-4b", help="a shape, recall, or a real model")
-    add("--ratio", type=float, default=0.25)
-    add("--retention", type=Path, help=".npz of shares of real heads, for shapes")
+    add("--ratio", type=share, default=0.25)
+    add("--retention", type=existing_file, help=".npz of shares of real heads, for shapes")
     add("--budgets", choices=BUDGETS, default=BUDGETS[0])
     add("--scorer", default="key_diff")
     add("--profile", help="of a real model; the bundled one for recall")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.mistakes import told
 from benchmarks.serving.sides import SIDES
+from tangram.errors import ConfigurationError
 
 STOCK = "stock"
 
@@ -147,6 +149,31 @@ def _unanswered(line: dict[str, Any]) -> str:
     return ", ".join(f"{n} {name}" for name, n in bad.items()) or "-"
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of the driver.
+
+    Raises:
+        ConfigurationError: it cannot be read, or a line is none of the driver's.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error}): give files that the driver wrote with --out"
+        ) from error
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found.append(dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"line {number} of {path} is no JSON object ({error}): take it out, or give files "
+                "that the driver wrote with --out"
+            ) from error
+    return found
+
+
+@told
 def main(argv: list[str] | None = None) -> int:
     """Write the table and the plot."""
     made = argparse.ArgumentParser(
@@ -156,9 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--table", type=Path, help="printed without")
     made.add_argument("--plot", type=Path)
     args = made.parse_args(argv)
-    lines = newest(
-        json.loads(line) for file in args.files for line in file.read_text().splitlines()
-    )
+    lines = newest(line for file in args.files for line in read_lines(file))
     if not lines:
         made.error("no line of these files holds a cell")
     text = table(lines)

@@ -15,6 +15,7 @@ from tangram.cli.metrics import parse
 from tangram.cli.models import RECALL, bundled_model, bundled_profile_options, read_config
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.cli.server import Server, ServerError
+from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin.options import CompressionOptions
 from tangram.vllm_plugin.plan import CompressionPlan, make_plan
@@ -63,11 +64,21 @@ class Model:
 
 
 def find_model(name: str, folder: Path = FOLDER) -> Model:
-    """A model by name; a shape's config is written to the folder, without weights."""
+    """A model by name; a shape's config is written to the folder, without weights.
+
+    Raises:
+        ConfigurationError: there is no such shape or folder, and no model of that name on the Hub.
+    """
     if name in CONFIGS:
         served = str(write_model(name, folder))
         dummy = ("--load-format", "dummy", "--skip-tokenizer-init")
         return Model(name, served, CONFIGS[name], has_tokenizer=False, arguments=dummy)
+    if name != RECALL and "/" not in name and not Path(name).exists():
+        # A shape that is misspelled: the Hub would be asked for half a minute where there is none.
+        raise ConfigurationError(
+            f"there is no model {name}: give a shape ({', '.join(CONFIGS)}), {RECALL}, a folder, "
+            "or ORGANISATION/NAME of the Hugging Face Hub"
+        )
     served = str(bundled_model()) if name == RECALL else name
     return Model(name, served, read_config(served), has_tokenizer=True)
 

@@ -27,7 +27,9 @@ from typing import Any
 
 from benchmarks.serving import drive
 from benchmarks.serving.load import Phases
+from benchmarks.serving.mistakes import existing_file, told
 from benchmarks.serving.sides import ROOT
+from tangram.errors import ConfigurationError
 
 SERVER_ARGS = "--max-num-batched-tokens 8192 --max-num-seqs 256"
 DRAIN_S = 2.0
@@ -113,6 +115,7 @@ PARTS: dict[str, list[Job]] = {
 """Name -> jobs, in the order in which they are run."""
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or list the jobs that are asked for."""
     args = _parser().parse_args(argv)
@@ -123,9 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = ", ".join(left + dropped) or "done"
             print(f"{job.model:14} {job.side:16} {job.ratio:<5g} {told}")
         return 0
+    gpus = args.gpus or _gpus()
     args.logs.mkdir(parents=True, exist_ok=True)
     study = Study(jobs, args)
-    workers = [threading.Thread(target=study.work, args=(gpu,)) for gpu in args.gpus or _gpus()]
+    workers = [threading.Thread(target=study.work, args=(gpu,)) for gpu in gpus]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -171,7 +175,8 @@ class Study:
                 self.failed += code not in (0, LEFT)
                 self.left += code == LEFT
                 self._lock.notify_all()
-            print(f"{self._spent():5.0f} s  GPU {gpu}  {job.name}: exit {code}", flush=True)
+            ended = f"exit {code}" + ("" if code in (0, LEFT) else f", see {self._logs(job)}")
+            print(f"{self._spent():5.0f} s  GPU {gpu}  {job.name}: {ended}", flush=True)
 
     def _take(self) -> tuple[Job, list[str]] | None:
         """The next job that has what it needs; waits while that may still come."""
@@ -214,8 +219,12 @@ class Study:
             command += ["--time-limit-s", f"{args.time_limit_s - self._spent():.0f}"]
         return [*command, "--resume"]
 
+    def _logs(self, job: Job) -> Path:
+        folder: Path = self._args.logs / job.name
+        return folder
+
     def _run_process(self, job: Job, command: list[str], gpu: str) -> int:
-        logs = self._args.logs / job.name
+        logs = self._logs(job)
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / "drive.log").open("w") as log:
             return subprocess.run(
@@ -282,12 +291,21 @@ def _options(job: Job, cells: Sequence[str]) -> list[str]:
 
 
 def _gpus() -> list[str]:
-    """Those that are visible, by number."""
+    """Those that are visible, by number.
+
+    Raises:
+        ConfigurationError: none is found.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         return visible.split(",")
     listed = drive.output("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
-    return listed.split() if listed else ["0"]
+    if not listed:
+        raise ConfigurationError(
+            "nvidia-smi finds no GPU: run the study where there is one, or name those to use with "
+            "--gpus 0,1"
+        )
+    return listed.split()
 
 
 def _path(text: str) -> Path:
@@ -303,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     known = dict.fromkeys(PARTS)
     add("--parts", type=drive.listed(known), default=list(PARTS), help=", ".join(PARTS))
     add("--gpus", type=lambda text: text.split(","), help="numbers, with commas (default: all)")
-    add("--retention", type=_path, help=".npz of shares of real heads")
+    add("--retention", type=existing_file, help=".npz of shares of real heads")
     add("--out", type=_path, default="serving.jsonl", help="JSON lines are appended there")
     add("--logs", type=_path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--start-s", type=float, default=150, help="time that a server's start is expected to take")

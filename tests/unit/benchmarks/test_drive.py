@@ -3,12 +3,13 @@
 import argparse
 import importlib
 import json
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.serving import drive
+from benchmarks.serving import drive, simulate, soak, vllm_bench
 from benchmarks.serving.load import Level
 from benchmarks.serving.report import main as report
 from benchmarks.serving.sides import COMPRESSED, SIDES, check_side, make_side
@@ -147,6 +148,55 @@ def test_a_search_without_enough_requests_ends_and_says_so(bench, monkeypatch, c
     assert bench.run("--sides", "stock", "--cells", "short/search:1") == 1
     assert "only 5 requests: make --window-s longer" in capsys.readouterr().err
     assert [line["what"] for line in bench.lines()] == ["cell"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--ratio", "1.5", "1.5: give a share above 0 and at most 1"),
+        ("--ratio", "half", "half: give a share above 0 and at most 1"),
+        ("--retention", "/nope", "/nope: there is no such file"),
+    ],
+)
+def test_a_bad_value_names_its_option(bench, capsys, option, value, said):
+    with pytest.raises(SystemExit) as stop:
+        bench.run(option, value)
+    assert stop.value.code == 2 and bench.starts == []
+    assert f"error: argument {option}: {said}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [drive, soak, vllm_bench, simulate])
+def test_a_model_that_is_not_there_is_told_in_one_line(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/command.py"])
+    out = tmp_path / "out.jsonl"
+    needed = ["--rate", "1"] if command is soak else []
+    assert command.main(["--model", "/nope", "--out", str(out), *needed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("command.py: error: /nope is neither a folder") and not out.exists()
+
+
+def test_a_shape_that_there_is_not_is_not_looked_up_on_the_hub(bench, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.serving.sides.read_config", lambda name: pytest.fail(name))
+    assert bench.run("--model", "qwen3-4c") == 2
+    assert "there is no model qwen3-4c: give a shape (tiny, qwen3-4b, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ('{"what": "cell"', "line 1 of"),
+        ("[1]", "is no JSON object"),
+        ("7", "is no JSON object"),
+    ],
+)
+def test_what_the_driver_did_not_write_is_told_by_the_report(tmp_path, capsys, text, said):
+    file = tmp_path / "out.jsonl"
+    if text is not None:
+        file.write_text(text + "\n")
+    assert report([str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and str(file) in line
 
 
 def test_the_report_has_ratios_to_stock(bench, tmp_path):

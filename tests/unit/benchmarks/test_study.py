@@ -157,6 +157,34 @@ def test_a_job_that_cannot_be_run_fails_and_the_others_go_on(out):
     assert made.failed == 1 and [c["--sides"] for c in runs.commands] == ["tangram"]
 
 
+def test_without_a_gpu_nothing_is_begun_unless_some_are_named(out, monkeypatch, tmp_path, capsys):
+    """GPU 0 was taken to be there, and every job failed after its server had not come up."""
+    runs = Runs(out)
+    monkeypatch.setattr(Study, "_run_process", lambda self, *job: runs(*job))
+    monkeypatch.setattr(drive, "output", lambda *command: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    arguments = ["--parts", "agent", "--out", str(out), "--logs", str(tmp_path)]
+    assert study.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no GPU" in line and "--gpus" in line and runs.commands == []
+    assert study.main([*arguments, "--gpus", "7"]) == 0
+    assert set(runs.gpus) == {"7"}
+
+
+def test_a_job_that_failed_names_its_logs(out, tmp_path, capsys):
+    run(FAST, Runs(out, code=1), "--logs", str(tmp_path))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(f"{FAST[0].name}: exit 1, see {tmp_path / FAST[0].name}")
+
+
+def test_shares_that_are_not_there_are_told_before_a_job_begins(out, monkeypatch, capsys):
+    monkeypatch.setattr(Study, "_run_process", lambda self, *job: pytest.fail("began a job"))
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--retention", "/nope", "--out", str(out), "--gpus", "7"])
+    assert stop.value.code == 2
+    assert "--retention: /nope: there is no such file" in capsys.readouterr().err
+
+
 def test_the_jobs_are_cells_that_the_driver_knows():
     names = [job.name for jobs in PARTS.values() for job in jobs]
     assert len(set(names)) == len(names)

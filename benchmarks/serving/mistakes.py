@@ -1,0 +1,49 @@
+"""A mistake in what was asked of a serving benchmark: told in one line, with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+from tangram.errors import TangramError
+
+MISTAKEN = 2
+P = ParamSpec("P")
+
+
+def told(main: Callable[P, int]) -> Callable[P, int]:
+    """A command that tells a TangramError in one line instead of raising it."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except TangramError as error:
+            message = " ".join(str(error).split())
+            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+            return MISTAKEN
+
+    return run
+
+
+def share(text: str) -> float:
+    """The type of an argument that is a share of all rows."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a share above 0 and at most 1")
+    return value
+
+
+def existing_file(text: str) -> Path:
+    """The type of an argument that names a file to be read; absolute."""
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such file")
+    return path
