@@ -31,7 +31,7 @@ import aiohttp
 from benchmarks.kernels.budgets import BUDGETS
 from benchmarks.serving.client import DIALOGUES, Run, TokenDialogue
 from benchmarks.serving.load import Level, Phases, run_load
-from benchmarks.serving.mistakes import existing_file, share, told
+from benchmarks.serving.mistakes import existing_file, share, tells_mistakes
 from benchmarks.serving.rates import TooFewRequests, best_rate, next_rate, sustained
 from benchmarks.serving.records import Record
 from benchmarks.serving.sides import (
@@ -116,7 +116,7 @@ class OutOfTime(Exception):
     """The time limit leaves no room for the next cell."""
 
 
-@told
+@tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for and not yet done."""
     args = parser().parse_args(argv)

@@ -15,7 +15,7 @@ MISTAKEN = 2
 P = ParamSpec("P")
 
 
-def told(main: Callable[P, int]) -> Callable[P, int]:
+def tells_mistakes(main: Callable[P, int]) -> Callable[P, int]:
     """A command that tells a TangramError in one line instead of raising it."""
 
     @functools.wraps(main)

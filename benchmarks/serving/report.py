@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.mistakes import told
+from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SIDES
 from tangram.errors import ConfigurationError
 
@@ -173,7 +173,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-@told
+@tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Write the table and the plot."""
     made = argparse.ArgumentParser(

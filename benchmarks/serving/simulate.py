@@ -34,7 +34,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from benchmarks.serving.drive import add_server_options, cell_of, listed, provenance
 from benchmarks.serving.load import Level
-from benchmarks.serving.mistakes import told
+from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SIDES, Model, compression, find_model
 from benchmarks.serving.workloads import FIRST_TOKEN_ID, WORKLOADS, Script, Workload, make_script
 from tangram.profile import ModelIdentity
@@ -294,7 +294,7 @@ def simulate(
     }
 
 
-@told
+@tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Simulate every cell on every side."""
     made = parser()

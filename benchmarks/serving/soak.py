@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.serving.client import DIALOGUES, Run
 from benchmarks.serving.drive import add_server_options, provenance, served
 from benchmarks.serving.load import Level, Phases, run_load
-from benchmarks.serving.mistakes import told
+from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SERVED_NAME, SIDES, Model, find_model, make_side
 from benchmarks.serving.workloads import WORKLOADS, Workload
 from tangram.cli.metrics import totals
@@ -204,7 +204,7 @@ def memory_bytes(server: Server) -> int:
     return total
 
 
-@told
+@tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Soak a server; 0 if it passed."""
     args = parser().parse_args(argv)

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.serving import drive
 from benchmarks.serving.load import Phases
-from benchmarks.serving.mistakes import existing_file, told
+from benchmarks.serving.mistakes import existing_file, tells_mistakes
 from benchmarks.serving.sides import ROOT
 from tangram.errors import ConfigurationError
 
@@ -115,7 +115,7 @@ PARTS: dict[str, list[Job]] = {
 """Name -> jobs, in the order in which they are run."""
 
 
-@told
+@tells_mistakes
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or list the jobs that are asked for."""
     args = _parser().parse_args(argv)

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.serving.drive import add_server_options, listed, provenance, served
 from benchmarks.serving.load import COUNTERS
-from benchmarks.serving.mistakes import told
+from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import COMPRESSED, SERVED_NAME, SIDES, Model, find_model, make_side
 from tangram.cli.installed import vllm_command
 from tangram.cli.metrics import totals
@@ -67,7 +67,7 @@ def bench(server: Server, tokenizer: str, further: list[str], folder: Path) -> d
     return found
 
 
-@told
+@tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Run it against every side."""
     argv = sys.argv[1:] if argv is None else argv
