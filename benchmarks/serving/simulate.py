@@ -230,7 +230,7 @@ class _User:
 def simulate(
     engine: Engine, workload: Workload, users: int, window_s: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Figures of a window that begins when every user has had an answer.
+    """Figures of a window that begins when every user has had a first token.
 
     Args:
         engine: with an empty cache.
@@ -266,6 +266,8 @@ def simulate(
             continue
         seconds, begun, ended = engine.step(live)
         now += seconds
+        if waiting:
+            waiting -= {asked[name] for name, request in live.items() if request.num_output_tokens}
         if start is not None:
             found["prompt_tokens"] += sum(live[name].num_prompt_tokens for name in begun)
             found["cached_tokens"] += sum(begun.values())
@@ -273,7 +275,6 @@ def simulate(
         for request in ended:
             user = asked.pop(request.request_id)
             del live[request.request_id]
-            waiting.discard(user)
             player = players[user]
             player.history += request.output_token_ids
             player.turn += 1
