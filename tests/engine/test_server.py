@@ -236,7 +236,7 @@ def assert_one_request(found: dict[str, float], num_prompt: int) -> int:
 
 def test_metrics_are_those_of_the_geometry(server):
     # An answer long enough for several scrapes, which a busy server answers late.
-    g, prompt, answer = layout(), noise(7, 3 * CHUNK + 10), 400
+    g, prompt, answer = layout(), noise(7, 3 * CHUNK + 10), 600
     before = compression_metrics(server)
     assert before["block_bytes"] == g.block_bytes
     assert before["free"] == CACHE_BYTES // g.block_bytes - 1
