@@ -31,7 +31,7 @@ import aiohttp
 from benchmarks.kernels.budgets import BUDGETS
 from benchmarks.serving.client import DIALOGUES, Run, TokenDialogue
 from benchmarks.serving.load import Level, Phases, run_load
-from benchmarks.serving.mistakes import existing_file, share, tells_mistakes
+from benchmarks.serving.mistakes import existing_file, tells_mistakes
 from benchmarks.serving.rates import TooFewRequests, best_rate, next_rate, sustained
 from benchmarks.serving.records import Record
 from benchmarks.serving.sides import (
@@ -46,6 +46,7 @@ from benchmarks.serving.sides import (
     make_side,
 )
 from benchmarks.serving.workloads import WORKLOADS, Workload
+from tangram.cli.arguments import share
 from tangram.cli.installed import machine, versions
 from tangram.cli.plan import ITEMSIZE_BYTES
 from tangram.cli.server import Server, ServerError
@@ -317,6 +318,11 @@ def output(*command: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def cells_of(text: str) -> list[tuple[str, Level]]:
+    """Cells, separated by commas."""
+    return [cell_of(part) for part in text.split(",")]
+
+
 def cell_of(text: str) -> tuple[str, Level]:
     """A workload and a level of load, `WORKLOAD/LEVEL`."""
     workload, _, level = text.partition("/")
@@ -352,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sides", type=listed(SIDES), default=["stock", "tangram"], help=", ".join(SIDES))
     add(
         "--cells",
-        type=lambda text: [cell_of(part) for part in text.split(",")],
+        type=cells_of,
         default=[("short", Level("closed", 8))],
         help=f"WORKLOAD/LEVEL, several with commas; workloads: {', '.join(WORKLOADS)}; levels:\n"
         "closed:USERS, open:RATE (conversations/s), search:FIRST_RATE",

@@ -30,17 +30,6 @@ def tells_mistakes(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
-def share(text: str) -> float:
-    """The type of an argument that is a share of all rows."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a share above 0 and at most 1")
-    return value
-
-
 def existing_file(text: str) -> Path:
     """The type of an argument that names a file to be read; absolute."""
     path = Path(text).resolve()

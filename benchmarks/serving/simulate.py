@@ -32,7 +32,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from benchmarks.serving.drive import add_server_options, cell_of, listed, provenance
+from benchmarks.serving.drive import add_server_options, cells_of, listed, provenance
 from benchmarks.serving.load import Level
 from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SIDES, Model, compression, find_model
@@ -249,7 +249,7 @@ def simulate(
     due = [(0.0, user) for user in range(users)]
     live: dict[str, Request] = {}
     asked: dict[str, int] = {}
-    names = map("{}".format, itertools.count())
+    names = map(str, itertools.count())
     now, start, waiting = 0.0, None, set(range(users))
     found = {"requests": 0, "prompt_tokens": 0, "cached_tokens": 0}
     while start is None or now < start + window_s:
@@ -337,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sides", type=listed(known), default=["tangram"], help=", ".join(known))
     add(
         "--cells",
-        type=lambda text: [cell_of(part) for part in text.split(",")],
+        type=cells_of,
         default=[("mid", Level("closed", 48))],
         help="WORKLOAD/closed:USERS, several with commas",
     )

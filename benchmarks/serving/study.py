@@ -220,8 +220,7 @@ class Study:
         return [*command, "--resume"]
 
     def _logs(self, job: Job) -> Path:
-        folder: Path = self._args.logs / job.name
-        return folder
+        return self._args.logs / job.name
 
     def _run_process(self, job: Job, command: list[str], gpu: str) -> int:
         logs = self._logs(job)

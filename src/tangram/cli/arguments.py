@@ -28,6 +28,14 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A share of all rows."""
+    value = _number(float, text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a share above 0 and at most 1")
+    return value
+
+
 def ratios(text: str) -> tuple[float, ...]:
     """Shares of the rows that are kept, separated by commas."""
     values = tuple(_number(float, part) for part in text.split(","))

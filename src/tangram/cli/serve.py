@@ -80,7 +80,6 @@ def check_options(arguments: Sequence[str]) -> None:
     add_flags(parser)
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
     scorer = get_scorer(options.compression_scorer)
-    scorer.check_window(options.compression_window_size)
     asked = (options.compression_profile or AUTO_PROFILE).lower()
     if asked == AUTO_PROFILE:
         calibrate_arguments()

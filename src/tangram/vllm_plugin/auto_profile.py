@@ -20,7 +20,6 @@ from vllm.engine.arg_utils import EngineArgs
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import locked
-from tangram.scorers import get_scorer
 from tangram.vllm_plugin.cached import (
     cached_profile,
     calibrate_arguments,
@@ -76,7 +75,6 @@ def resolve_profile(
         _warn_uniform(options, "weights are made up (--load-format dummy) and not calibrated")
         return none
     # What no profile mends is refused now rather than after minutes of calibration.
-    get_scorer(options.compression_scorer).check_window(options.compression_window_size)
     make_plan(without_profile(options), model, itemsize_bytes)
     options = replace(options, page_group_size=group_size(options, model.num_kv_heads))
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tangram.budgets import LEVELS
 from tangram.errors import ConfigurationError
-from tangram.scorers import DEFAULT_SCORER, scorer_names
+from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
 
 CONFIG_KEY = "tangram"
 """Key of vLLM's `additional_config` under which the options travel to every process."""
@@ -103,12 +103,13 @@ class CompressionOptions:
                 f"--compression-level is {self.compression_level!r}: choose one of "
                 f"{', '.join(LEVELS)}"
             )
+        get_scorer(self.compression_scorer).check_window(self.compression_window_size)
 
 
 _HELP = {
     "enable_compression": "Compress the KV cache: every head keeps its own share of each chunk.",
     "compression_ratio": "Share of all rows that is kept, above 0 and at most 1 (default: 0.3).",
-    "page_group_size": "KV heads that share a budget and a page (default: 4, or half of fewer).",
+    "page_group_size": "KV heads that share a budget and a page (default: 4, or what fits).",
     "compression_chunk_size": "Tokens that are sealed together (default: 256).",
     "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
     "boundary (default: 32).",
