@@ -44,6 +44,7 @@ from benchmarks.serving.sides import (
     check_side,
     find_model,
     make_side,
+    server_options,
 )
 from benchmarks.serving.workloads import WORKLOADS, Workload
 from tangram.cli.arguments import share
@@ -101,16 +102,12 @@ KEY = (
     "what", "model", "side", "ratio", "workload", "factor", "api", "level", "phases", "seed",
     "options", "ttft_limit_s",
 )  # fmt: skip
-SERVER_OPTIONS = (
-    "budgets", "scorer", "profile", "chunk_size", "page_group_size", "dtype", "max_model_len",
-    "gpu_memory_utilization", "offload_gib", "server_args",
-)  # fmt: skip
-"""Options that make another server of a side."""
 
 
 def cell_key(line: dict[str, Any]) -> tuple[Any, ...]:
     """What tells one cell from another."""
-    return tuple(json.dumps(line.get(name)) for name in KEY)
+    made = {"options": server_options(line.get("side", ""), line.get("options") or {})}
+    return tuple(json.dumps((line | made).get(name)) for name in KEY)
 
 
 class OutOfTime(Exception):
@@ -182,7 +179,7 @@ def about(side: str, args: argparse.Namespace, workload: str, level: Level) -> d
         "level": str(level),
         "phases": [args.warmup_s, args.window_s],
         "seed": args.seed,
-        "options": {name: getattr(args, name) for name in SERVER_OPTIONS},
+        "options": server_options(side, vars(args)),
         "ttft_limit_s": args.ttft_limit_s if level.kind == "search" else None,
     }
 

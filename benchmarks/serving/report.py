@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.mistakes import tells_mistakes
-from benchmarks.serving.sides import SIDES
+from benchmarks.serving.sides import SIDES, server_options
 from tangram.errors import ConfigurationError
 
 STOCK = "stock"
+SERVER = "server_told"
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,20 @@ RATE = Column(
 
 
 def newest(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cells and sustained rates in order, the last line of each."""
-    found = {}
+    """Cells and sustained rates in order, the last line of each.
+
+    Where one side had several servers, `SERVER` tells by which arguments they differ.
+    """
+    found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for line in lines:
         if line.get("what") in ("cell", "sustainable"):
-            server = json.dumps(line.get("options"))
-            found[(*_place(line), line["side"], line["ratio"], server)] = line
-    return list(found.values())
+            servers = found.setdefault((*_place(line), line["side"], line["ratio"]), {})
+            servers[" ".join(_arguments(line))] = line
+    for servers in found.values():
+        shared = set.intersection(*(set(_arguments(line)) for line in servers.values()))
+        for line in servers.values():
+            line[SERVER] = " ".join(word for word in _arguments(line) if word not in shared)
+    return [line for servers in found.values() for line in servers.values()]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -127,9 +135,21 @@ def _order(line: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _names(line: dict[str, Any]) -> list[str]:
-    side = line["side"] if line["ratio"] is None else f"{line['side']} {line['ratio']:g}"
+    ratio = "" if line["ratio"] is None else f"{line['ratio']:g}"
+    side = " ".join(filter(None, (line["side"], ratio, line.get(SERVER))))
     workload = line["workload"] if line["factor"] == 1 else f"{line['workload']} x {line['factor']}"
     return [line["model"], workload, line["level"], side]
+
+
+def _arguments(line: dict[str, Any]) -> list[str]:
+    """Options of the line's server as they are given, a flag with its value each."""
+    found = []
+    for name, value in server_options(line["side"], line.get("options") or {}).items():
+        if name == "server_args":
+            found += [f"--{text.strip()}" for text in f" {value}".split(" --")[1:]]
+        elif value is not None:
+            found.append(f"--{name.replace('_', '-')} {value}")
+    return found
 
 
 def _figure(column: Column, line: dict[str, Any], base: dict[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ SIDES = {
     "evenly-cut": "compression whose decode attention cuts every head alike: no split map",
 }
 COMPRESSED = ("tangram", "tangram-nocache", "uniform", "unragged", "evenly-cut")
+COMPRESSION_OPTIONS = ("budgets", "scorer", "profile", "chunk_size", "page_group_size")
+SERVER_OPTIONS = (
+    *COMPRESSION_OPTIONS, "dtype", "max_model_len", "gpu_memory_utilization", "offload_gib",
+    "server_args",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 EVENLY_CUT_LINE = "decode attention cuts every head into as many parts"
 """What the worker of `evenly-cut` prints when it does so."""
@@ -100,6 +106,13 @@ class Side:
     plan: CompressionPlan | None
     environment: dict[str, str] = field(default_factory=dict)
     log_line: str = ""
+
+
+def server_options(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's options those that make another server of this side."""
+    unused: tuple[str, ...] = () if side in COMPRESSED else COMPRESSION_OPTIONS
+    unused += () if side == "offload" else ("offload_gib",)
+    return {name: options.get(name) for name in SERVER_OPTIONS if name not in unused}
 
 
 def make_side(name: str, model: Model, args: Any, folder: Path = FOLDER) -> Side:

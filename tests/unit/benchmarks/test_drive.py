@@ -118,6 +118,12 @@ def test_a_search_is_made_of_cells_and_resumes(bench):
     assert 5 / 2 / 1.2 <= best["tangram"] <= 5 / 2
 
 
+def test_options_of_compression_make_no_other_stock(bench):
+    bench.run("--resume")
+    bench.run("--resume", "--page-group-size", "2", "--scorer", "snap_kv", "--offload-gib", "8")
+    assert bench.starts == ["stock", "tangram", "tangram"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -213,6 +219,22 @@ def test_the_report_has_ratios_to_stock(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     assert report([str(bench.out), "--table", str(table), "--plot", str(plot)]) == 0
     assert "tangram 0.25" in plot.read_text()
+
+
+def test_the_report_tells_servers_of_one_side_by_what_they_were_given(bench, tmp_path):
+    cells = ("--cells", "short/closed:2", "--resume", "--server-args")
+    bench.run(*cells, "--max-num-seqs 8 --enforce-eager")
+    bench.run(*cells, "--max-num-seqs 9 --enforce-eager", "--sides", "tangram")
+    bench.run(*cells, "--max-num-seqs 9 --enforce-eager", "--sides", "tangram", "--chunk-size=128")
+    table = tmp_path / "table.md"
+    assert report([str(bench.out), "--table", str(table)]) == 0
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()]
+    assert [row[3] for row in rows[2:]] == [
+        "stock",
+        "tangram 0.25 --max-num-seqs 8",
+        "tangram 0.25 --max-num-seqs 9",
+        "tangram 0.25 --chunk-size 128 --max-num-seqs 9",
+    ]
 
 
 @pytest.mark.parametrize(
