@@ -119,7 +119,7 @@ def ratios(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             ours, theirs = column.of(line), column.of(base)
             if column.plotted and ours is not None and theirs:
                 model, workload, level, side = _names(line)
-                label = f"{model}, {workload}, {level}: {side}"
+                label = f"{model}, {workload}, {level}: {side}".replace(" --", "\n--")
                 panels.setdefault(column.plotted, {})[label] = ours / theirs
     return panels
 
