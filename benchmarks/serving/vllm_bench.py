@@ -6,8 +6,8 @@
 
 What follows `--` is handed on. Its multi-turn client is no part of the installed package in 0.32;
 of the installed data sets `prefix_repetition` comes closest: histories that are asked again. It
-draws text, so a shape is served with the recall model's tokenizer, whose ids every shape has. One
-line a side, with what the command reports; it is a check of our client by one that is not ours.
+draws text, so a shape is served with a tokenizer of a word for each id. One line a side, with what
+the command reports; it is a check of our client by one that is not ours.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from benchmarks.serving.drive import add_server_options, listed, provenance, ser
 from benchmarks.serving.load import COUNTERS
 from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import COMPRESSED, SERVED_NAME, SIDES, Model, find_model, make_side
+from benchmarks.serving.words import write_tokenizer
 from tangram.cli.installed import vllm_command
 from tangram.cli.metrics import totals
-from tangram.cli.models import bundled_model
 from tangram.cli.server import Server, ServerError
 
 TIMEOUT_S = 540.0
@@ -39,7 +39,7 @@ def with_tokenizer(model: Model) -> Model:
     if model.has_tokenizer:
         return model
     arguments = [name for name in model.arguments if name != "--skip-tokenizer-init"]
-    tokenizer = ("--tokenizer", str(bundled_model()))
+    tokenizer = ("--tokenizer", str(write_tokenizer(model.vocab_size)))
     return replace(model, has_tokenizer=True, arguments=(*arguments, *tokenizer))
 
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = with_tokenizer(find_model(args.model))
-        tokenizer = str(bundled_model()) if "--tokenizer" in model.arguments else model.served
+        tokenizer = model.arguments[-1] if "--tokenizer" in model.arguments else model.served
         for side in [make_side(side, model, args) for side in args.sides]:
             try:
                 with served(side, args) as (server, about):
