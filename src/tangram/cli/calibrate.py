@@ -23,7 +23,7 @@ from tangram.cli.calibration import (
     Calibration,
     prepare,
 )
-from tangram.cli.models import RECALL, RECALL_GROUP_SIZE
+from tangram.cli.models import RECALL, RECALL_GROUP_SIZE, is_bundled
 from tangram.cli.record import record_profile
 from tangram.cli.sample_sets import BUNDLED, HUB
 from tangram.errors import ConfigurationError
@@ -40,7 +40,7 @@ _SIZES = ("compression_chunk_size", "compression_window_size", "compression_n_si
 def run(argv: Sequence[str]) -> int:
     """Calibrate, and say what came of it."""
     args = parser().parse_args(argv)
-    if args.model == RECALL and not args.data.startswith(HUB):
+    if is_bundled(args.model) and not args.data.startswith(HUB):
         # The bundled model is a folder: nothing is to be asked of the network for it.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console = Console(stderr=True)
@@ -165,10 +165,10 @@ def _summary(plan: Calibration, seconds: float, model: str, console: Console) ->
 
 def _serve_command(plan: Calibration, model: str) -> list[str]:
     """What serves with the profile as it was calibrated."""
-    command = ["tangram", "serve", *([] if model == RECALL else [model])]
+    command = ["tangram", "serve", *([] if is_bundled(model) else [model])]
     command += ["--compression-profile", str(plan.out)]
     asked, defaults = plan.options, CompressionOptions()
-    if model == RECALL:
+    if is_bundled(model):
         defaults = replace(defaults, page_group_size=RECALL_GROUP_SIZE)
     for name in ("compression_scorer", *_SIZES, "page_group_size"):
         if getattr(asked, name) != getattr(defaults, name):

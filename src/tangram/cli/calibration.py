@@ -15,11 +15,12 @@ from tangram.calibrate import Sample, held_back
 from tangram.cli.arguments import check_output
 from tangram.cli.installed import is_cpu_build
 from tangram.cli.models import (
-    RECALL,
     RECALL_GROUP_SIZE,
     bundled_model,
+    is_bundled,
     read_config,
     refuse_config,
+    tokenizer_arguments,
 )
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.cli.sample_sets import load_samples, load_tokenizer
@@ -47,7 +48,6 @@ _OWN_ENGINE_ARGUMENTS = {
     "model", "additional_config", "enable_chunked_prefill", "enable_prefix_caching",
     "enforce_eager", "max_model_len", "max_num_batched_tokens", "max_num_seqs",
 }  # fmt: skip
-_TOKENIZER_ARGUMENTS = ("revision", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def prepare(
     Raises:
         TangramError: something that cannot be calibrated; names the option.
     """
-    recall = args.model == RECALL
+    recall = is_bundled(args.model)
     model = str(bundled_model()) if recall else args.model
     given_engine = _engine_arguments(args, model)
     revision = given_engine.get("revision")
@@ -131,8 +131,8 @@ def prepare(
         layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROPE_FREQUENCIES)
     )
     check_output("--out", args.out, args.data)
-    tokenizer_options = {n: given_engine[n] for n in _TOKENIZER_ARGUMENTS if n in given_engine}
-    tokenizer = load_tokenizer(given_engine.get("tokenizer") or model, **tokenizer_options)
+    name, tokenizer_options = tokenizer_arguments(given_engine, model)
+    tokenizer = load_tokenizer(name, **tokenizer_options)
     samples, description = load_samples(
         args.data,
         tokenizer,

@@ -18,7 +18,7 @@ from tangram.cli.evaluate_cells import Grid, Setting, make_engine, make_settings
 from tangram.cli.evaluate_options import parser
 from tangram.cli.evaluate_report import print_tables
 from tangram.cli.installed import commit, is_cpu_build, machine, versions
-from tangram.cli.models import bundled_model, is_bundled, read_config
+from tangram.cli.models import bundled_model, is_bundled, read_config, tokenizer_arguments
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.errors import ConfigurationError
 from tangram.evaluate.chat import ChatFormat
@@ -29,7 +29,6 @@ from tangram.evaluate.tasks import Sizes, get_task
 from tangram.profile import ModelIdentity, text_config
 from tangram.vllm_plugin.engine_arguments import check_engine_arguments
 
-_TOKENIZER_OPTIONS = ("trust_remote_code", "revision")
 _OWN_OPTIONS = ("model", "max_model_len", "dtype", "enable_prefix_caching", "additional_config")
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -307,9 +306,9 @@ def _chat_format(args: argparse.Namespace, model: str, engine: dict[str, Any]) -
             raise ConfigurationError(
                 f"--chat-template {args.chat_template} cannot be read: {error}"
             ) from error
-    options = {name: engine[name] for name in _TOKENIZER_OPTIONS if name in engine}
+    name, options = tokenizer_arguments(engine, model)
     return ChatFormat.load(
-        engine.get("tokenizer", model),
+        name,
         template=template,
         template_options=args.chat_template_options,
         **options,

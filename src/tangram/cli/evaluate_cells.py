@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.cli.models import RECALL, RECALL_GROUP_SIZE, bundled_model, refuse_config
+from tangram.cli.models import RECALL_GROUP_SIZE, bundled_model, is_bundled, refuse_config
 from tangram.errors import ConfigurationError, TangramError
 from tangram.evaluate.play import Engine, Script, play
 from tangram.evaluate.results import Cell, cell_figures
@@ -164,7 +164,7 @@ def make_settings(
             "compression_chunk_size": chunk,
             "compression_window_size": window,
             "compression_n_sink_tokens": sinks,
-            "page_group_size": RECALL_GROUP_SIZE if group is None and model == RECALL else group,
+            "page_group_size": RECALL_GROUP_SIZE if group is None and is_bundled(model) else group,
             "compression_ratio": ratio,
             "compression_profile": _profile_of(grid.profile, scorer, model),
         }
@@ -196,7 +196,7 @@ def _profile_of(asked: str | None, scorer: str, model: str) -> str:
     """
     name = get_scorer(scorer).name
     if asked is None:
-        bundled = bundled_model() / f"{name}{PROFILE_SUFFIX}" if model == RECALL else None
+        bundled = bundled_model() / f"{name}{PROFILE_SUFFIX}" if is_bundled(model) else None
         return str(bundled) if bundled and bundled.is_file() else NO_PROFILE
     if asked.lower() == NO_PROFILE:
         return NO_PROFILE

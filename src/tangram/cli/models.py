@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,30 @@ def bundled_profile_options() -> dict[str, str]:
 
     profile = Profile.load(path)
     return {"compression_profile": str(path), "compression_scorer": profile.scorer_name}
+
+
+def bundled_options(given: Collection[str]) -> dict[str, Any]:
+    """Options of compression that the bundled model is served with, without those that are given.
+
+    Its profile and that one's scorer come together, and only where neither is given.
+    """
+    own: dict[str, Any] = {"page_group_size": RECALL_GROUP_SIZE}
+    if not {"compression_profile", "compression_scorer"} & set(given):
+        own |= bundled_profile_options()
+    return {name: value for name, value in own.items() if name not in given}
+
+
+def tokenizer_arguments(engine: Mapping[str, Any], model: str) -> tuple[str, dict[str, Any]]:
+    """(name, options of `AutoTokenizer.from_pretrained`) of the tokenizer that an engine takes.
+
+    Args:
+        engine: its keyword arguments.
+        model: folder or name.
+    """
+    options = {n: engine[n] for n in ("trust_remote_code",) if n in engine}
+    if revision := engine.get("tokenizer_revision") or engine.get("revision"):
+        options["revision"] = revision
+    return engine.get("tokenizer") or model, options
 
 
 def read_config(model: str, revision: str | None = None) -> dict[str, Any]:

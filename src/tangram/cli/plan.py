@@ -24,9 +24,8 @@ from tangram.cli.balance import (
 from tangram.cli.installed import versions
 from tangram.cli.models import (
     RECALL,
-    RECALL_GROUP_SIZE,
     bundled_model,
-    bundled_profile_options,
+    bundled_options,
     is_bundled,
     read_config,
     refuse_config,
@@ -205,10 +204,8 @@ def served_options(args: argparse.Namespace) -> CompressionOptions:
     options = compression_options(args)
     if not is_bundled(args.model):
         return options
-    own: dict[str, Any] = {"page_group_size": options.page_group_size or RECALL_GROUP_SIZE}
-    if not (args.compression_profile or args.compression_scorer):
-        own |= bundled_profile_options()
-    return replace(options, **own)
+    given = {f.name for f in fields(CompressionOptions) if getattr(args, f.name, None) is not None}
+    return replace(options, **bundled_options(given))
 
 
 def compression_options(args: argparse.Namespace) -> CompressionOptions:

@@ -11,9 +11,8 @@ from pathlib import Path
 from tangram.cli.installed import is_cpu_build, vllm_command
 from tangram.cli.models import (
     RECALL,
-    RECALL_GROUP_SIZE,
     bundled_model,
-    bundled_profile_options,
+    bundled_options,
     is_bundled,
     read_config,
 )
@@ -112,16 +111,13 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
     defaults: dict[str, str | None] = {
         "--served-model-name": RECALL,
         "--enforce-eager": None,
-        "--page-group-size": str(RECALL_GROUP_SIZE),
     }
     if is_cpu_build():
         defaults["--dtype"] = "float32"
     if "VLLM_CPU_KVCACHE_SPACE" not in environment and "--gpu-memory-utilization" not in flags:
         defaults[_CACHE_MEMORY] = str(_RECALL_CACHE_BYTES)
-    chosen = {"--compression-profile", "--compression-scorer"}
-    if not chosen & flags:
-        for name, option in bundled_profile_options().items():
-            defaults["--" + name.replace("_", "-")] = option
+    for name, option in bundled_options({_option(flag) for flag in flags}).items():
+        defaults["--" + name.replace("_", "-")] = str(option)
     arguments: list[str] = []
     for flag, value in defaults.items():
         if not {flag, flag.replace("--", "--no-", 1)} & flags:
@@ -152,6 +148,11 @@ def _flags(given: Sequence[str]) -> set[str]:
         for argument in given
         if argument.startswith("-")
     }
+
+
+def _option(flag: str) -> str:
+    """The name among `CompressionOptions` of a flag."""
+    return flag.lstrip("-").replace("-", "_")
 
 
 def _spelled(given: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from tangram import cli
 from tangram.cli import calibrate, calibration
 from tangram.cli.calibrate import _serve_command, _summary, parser
 from tangram.cli.calibration import _max_tokens, prepare
-from tangram.cli.models import bundled_model
+from tangram.cli.models import bundled_model, tokenizer_arguments
 from tangram.cli.record import record_profile
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.profile import Profile
@@ -46,6 +46,26 @@ def test_the_config_is_that_of_the_revision(tmp_path, hub):
     recall = prepared(tmp_path, *few, "--dtype", "float32")
     assert plan.engine == recall.engine | engine
     assert (plan.weights, plan.samples) == (recall.weights, recall.samples)
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked"),
+    [
+        ({}, ("m", {})),
+        ({"revision": "a"}, ("m", {"revision": "a"})),
+        ({"revision": "a", "tokenizer_revision": "b"}, ("m", {"revision": "b"})),
+        ({"tokenizer": "t", "trust_remote_code": True}, ("t", {"trust_remote_code": True})),
+    ],
+)
+def test_the_tokenizer_is_the_one_that_the_engine_takes(engine, asked):
+    assert tokenizer_arguments(engine, "m") == asked
+
+
+def test_a_path_goes_before_the_bundled_models_name(llama, tmp_path, monkeypatch):
+    llama.rename(tmp_path / "recall")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="the tokenizer of recall cannot be loaded"):
+        prepared(tmp_path, "--no-measure")
 
 
 def test_a_revision_that_is_nowhere_is_named(tmp_path, hub):

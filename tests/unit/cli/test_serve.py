@@ -8,6 +8,7 @@ import pytest
 
 from tangram import cli
 from tangram.cli import installed, launch, models, serve
+from tangram.cli.models import bundled_profile_options
 from tangram.cli.serve import serve_arguments
 from tangram.errors import ConfigurationError, ScorerError
 
@@ -17,7 +18,7 @@ RECALL = "/models/recall"
 @pytest.fixture(autouse=True)
 def recall(monkeypatch):
     monkeypatch.setattr(serve, "bundled_model", lambda: RECALL)
-    monkeypatch.setattr(serve, "bundled_profile_options", dict)
+    monkeypatch.setattr(models, "bundled_profile_options", dict)
     monkeypatch.setattr(serve, "is_cpu_build", lambda: True)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
 
@@ -92,7 +93,7 @@ def test_another_source_of_the_model_is_left_alone(given):
 
 def test_the_bundled_profile_is_used_with_its_scorer(monkeypatch):
     options = {"compression_profile": "p.safetensors", "compression_scorer": "tova"}
-    monkeypatch.setattr(serve, "bundled_profile_options", lambda: options)
+    monkeypatch.setattr(models, "bundled_profile_options", lambda: options)
     arguments = serve_arguments([])
     assert value_of(arguments, "--compression-profile") == "p.safetensors"
     assert value_of(arguments, "--compression-scorer") == "tova"
@@ -219,7 +220,7 @@ def test_a_missing_bundled_model_is_a_typed_error(monkeypatch):
 
 def test_without_a_profile_the_bundled_model_has_no_options(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "recall_model_path", lambda: tmp_path)
-    assert models.bundled_profile_options() == {}
+    assert bundled_profile_options() == {}
 
 
 def test_a_profile_brings_its_scorer(monkeypatch, tmp_path):
@@ -230,7 +231,7 @@ def test_a_profile_brings_its_scorer(monkeypatch, tmp_path):
     profile = Profile(model=identity, scorer_name="tova", **geometry)
     profile.save(tmp_path / models.PROFILE_FILE)
     monkeypatch.setattr(models, "recall_model_path", lambda: tmp_path)
-    assert models.bundled_profile_options() == {
+    assert bundled_profile_options() == {
         "compression_profile": str(tmp_path / models.PROFILE_FILE),
         "compression_scorer": "tova",
     }
