@@ -31,7 +31,7 @@ import aiohttp
 from benchmarks.kernels.budgets import BUDGETS
 from benchmarks.serving.client import DIALOGUES, Run, TokenDialogue
 from benchmarks.serving.load import Level, Phases, run_load
-from benchmarks.serving.mistakes import existing_file, tells_mistakes
+from benchmarks.serving.mistakes import existing_file, output_file, tells_mistakes
 from benchmarks.serving.rates import TooFewRequests, best_rate, next_rate, sustained
 from benchmarks.serving.records import Record
 from benchmarks.serving.sides import (
@@ -372,12 +372,12 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="skip cells that are in --out")
     add("--logs", type=Path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--commit", help="where the tree is no git checkout")
-    add("--out", type=Path, required=True, help="JSON lines are appended there")
+    add("--out", type=output_file, required=True, help="JSON lines are appended there")
     return made
 
 
-def add_server_options(made: argparse.ArgumentParser) -> None:
-    """What says which server is started."""
+def add_model_options(made: argparse.ArgumentParser) -> None:
+    """What says which model is served, and how it is compressed."""
     add = made.add_argument
     add("--model", default="qwen3-4b", help="a shape, recall, or a real model")
     add("--ratio", type=share, default=0.25)
@@ -387,12 +387,18 @@ def add_server_options(made: argparse.ArgumentParser) -> None:
     add("--profile", help="of a real model; the bundled one for recall")
     add("--chunk-size", type=int)
     add("--page-group-size", type=int)
-    add("--dtype", choices=list(ITEMSIZE_BYTES), help="of the server; the model's own without")
     add("--max-model-len", type=int, default=131072)
+    add("--seed", type=int, default=0)
+
+
+def add_server_options(made: argparse.ArgumentParser) -> None:
+    """What says which server is started."""
+    add_model_options(made)
+    add = made.add_argument
+    add("--dtype", choices=list(ITEMSIZE_BYTES), help="of the server; the model's own without")
     add("--gpu-memory-utilization", type=float, default=0.9)
     add("--offload-gib", type=float, default=64, help="host memory of the side offload")
     add("--server-args", default="", help="further arguments of every server, as one string")
-    add("--seed", type=int, default=0)
 
 
 def listed(known: dict[str, Any]) -> Callable[[str], list[str]]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from tangram.errors import TangramError
+from tangram.cli.arguments import check_output
+from tangram.errors import ConfigurationError, TangramError
 
 MISTAKEN = 2
 P = ParamSpec("P")
@@ -35,4 +36,14 @@ def existing_file(text: str) -> Path:
     path = Path(text).resolve()
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text}: there is no such file")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """The type of an argument that names a file to be written; absolute."""
+    path = Path(text).resolve()
+    try:
+        check_output("the file", path)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return path

@@ -32,9 +32,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from benchmarks.serving.drive import add_server_options, cells_of, listed, provenance
+from benchmarks.serving.drive import add_model_options, cells_of, listed, provenance
 from benchmarks.serving.load import Level
-from benchmarks.serving.mistakes import tells_mistakes
+from benchmarks.serving.mistakes import output_file, tells_mistakes
 from benchmarks.serving.sides import SIDES, Model, compression, find_model
 from benchmarks.serving.workloads import FIRST_TOKEN_ID, WORKLOADS, Script, Workload, make_script
 from tangram.profile import ModelIdentity
@@ -173,7 +173,7 @@ def _configured(
 ) -> tuple[VllmConfig, dict[str, KVCacheSpec], float, str]:
     """(configuration, spec of every layer, share of rows that queries see, cache layout)."""
     given = dict(
-        model=model.served, skip_tokenizer_init=True, load_format="dummy", dtype="bfloat16",
+        model=model.served, skip_tokenizer_init=True, load_format="dummy", dtype=args.dtype,
         max_model_len=args.max_model_len, max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
     )  # fmt: skip
@@ -331,7 +331,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    add_server_options(made)
+    add_model_options(made)
+    made.set_defaults(dtype="bfloat16")
     add = made.add_argument
     known = {name: SIDES[name] for name in PLAYED}
     add("--sides", type=listed(known), default=["tangram"], help=", ".join(known))
@@ -353,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
         help="tokens between boundaries of a prompt that stay resumable, or dense (default: 4096)",
     )
     add("--commit", help="where the tree is no git checkout")
-    add("--out", type=Path, help="JSON lines are appended there")
+    add("--out", type=output_file, help="JSON lines are appended there")
     return made
 
 

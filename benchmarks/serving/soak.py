@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.serving.client import DIALOGUES, Run
 from benchmarks.serving.drive import add_server_options, provenance, served
 from benchmarks.serving.load import Level, Phases, run_load
-from benchmarks.serving.mistakes import tells_mistakes
+from benchmarks.serving.mistakes import output_file, tells_mistakes
 from benchmarks.serving.sides import SERVED_NAME, SIDES, Model, find_model, make_side
 from benchmarks.serving.workloads import WORKLOADS, Workload
 from tangram.cli.metrics import totals
@@ -245,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     add("--api", choices=list(DIALOGUES), default="tokens")
     add("--logs", type=Path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--commit", help="where the tree is no git checkout")
-    add("--out", type=Path, help="a JSON line is appended there")
+    add("--out", type=output_file, help="a JSON line is appended there")
     return made
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.serving import drive
 from benchmarks.serving.load import Phases
-from benchmarks.serving.mistakes import existing_file, tells_mistakes
+from benchmarks.serving.mistakes import existing_file, output_file, tells_mistakes
 from benchmarks.serving.sides import ROOT
 from tangram.errors import ConfigurationError
 
@@ -274,7 +274,7 @@ def _at_stocks_rate(job: Job, cell: str, done: drive.Cells) -> str | None:
 
 def _find(job: Job, cell: str, done: drive.Cells) -> dict[str, Any] | None:
     """The line of a job's cell that is done, as the driver would look for it."""
-    args = drive.parser().parse_args([*_options(job, [cell]), "--out", "-"])
+    args = drive.parser().parse_args([*_options(job, [cell]), "--out", os.devnull])
     return done.find(drive.about(job.side, args, *args.cells[0]))
 
 
@@ -321,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parts", type=drive.listed(known), default=list(PARTS), help=", ".join(PARTS))
     add("--gpus", type=lambda text: text.split(","), help="numbers, with commas (default: all)")
     add("--retention", type=existing_file, help=".npz of shares of real heads")
-    add("--out", type=_path, default="serving.jsonl", help="JSON lines are appended there")
+    add("--out", type=output_file, default="serving.jsonl", help="JSON lines are appended there")
     add("--logs", type=_path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--start-s", type=float, default=150, help="time that a server's start is expected to take")
     add("--time-limit-s", type=float, help="begin nothing that could end later")

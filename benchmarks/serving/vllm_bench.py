@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.serving.drive import add_server_options, listed, provenance, served
 from benchmarks.serving.load import COUNTERS
-from benchmarks.serving.mistakes import tells_mistakes
+from benchmarks.serving.mistakes import output_file, tells_mistakes
 from benchmarks.serving.sides import COMPRESSED, SERVED_NAME, SIDES, Model, find_model, make_side
 from benchmarks.serving.words import write_tokenizer
 from tangram.cli.installed import vllm_command
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sides", type=listed(SIDES), default=["stock", "tangram"], help=", ".join(SIDES))
     add("--logs", type=Path, default=Path(tempfile.gettempdir()) / "bench-serving")
     add("--commit", help="where the tree is no git checkout")
-    add("--out", type=Path, required=True, help="JSON lines are appended there")
+    add("--out", type=output_file, required=True, help="JSON lines are appended there")
     return made
 
 

@@ -162,6 +162,7 @@ def test_a_search_without_enough_requests_ends_and_says_so(bench, monkeypatch, c
         ("--ratio", "1.5", "1.5: give a share above 0 and at most 1"),
         ("--ratio", "half", "half: give a share above 0 and at most 1"),
         ("--retention", "/nope", "/nope: there is no such file"),
+        ("--out", "/nope/x.jsonl", "the file /nope/x.jsonl cannot be written: there is no folder"),
     ],
 )
 def test_a_bad_value_names_its_option(bench, capsys, option, value, said):
