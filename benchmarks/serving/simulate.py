@@ -1,4 +1,4 @@
-"""Which histories a cache still holds: closed loops against vLLM's own scheduler, without a model.
+"""Which histories a cache still holds: conversations against vLLM's scheduler, without a model.
 
     python -m benchmarks.serving.simulate --model qwen3-4b --retention FILE \
         --cells mid/closed:48,mid/closed:72 --memory-gib 116.4 --out simulated.jsonl
@@ -35,8 +35,19 @@ from vllm.v1.structured_output import StructuredOutputManager
 from benchmarks.serving.drive import add_model_options, cells_of, listed, provenance
 from benchmarks.serving.load import Level
 from benchmarks.serving.mistakes import output_file, tells_mistakes
+from benchmarks.serving.records import spread
 from benchmarks.serving.sides import SIDES, Model, compression, find_model
-from benchmarks.serving.workloads import FIRST_TOKEN_ID, WORKLOADS, Script, Workload, make_script
+from benchmarks.serving.workloads import (
+    FIRST_TOKEN_ID,
+    WORKLOADS,
+    Script,
+    Workload,
+    already_there,
+    arrivals,
+    make_script,
+)
+from tangram.cli.arguments import positive
+from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
 from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
@@ -65,6 +76,15 @@ class StepTime:
     token_s: float = 14.1e-6
     pair_s: float = 0.887e-9
     kv_bytes_per_s: float = 3.9e12
+
+    def slower(self, times: float) -> StepTime:
+        """Everything takes so many times as long."""
+        return StepTime(
+            self.step_s * times,
+            self.token_s * times,
+            self.pair_s * times,
+            self.kv_bytes_per_s / times,
+        )
 
     def of(self, prompts: list[tuple[int, int]], decode_bytes: float, kept: float) -> float:
         """Seconds of a step.
@@ -228,71 +248,103 @@ class _User:
 
 
 def simulate(
-    engine: Engine, workload: Workload, users: int, window_s: float, seed: int = 0
+    engine: Engine,
+    workload: Workload,
+    level: Level,
+    window_s: float,
+    *,
+    warmup_s: float = 30,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of a window that begins when every user has had a first token.
+    """Figures of a window, of requests whose first token comes in it.
 
     Args:
         engine: with an empty cache.
         workload: what is played, as `load.run_load` plays it.
-        users: of the closed loop.
+        level: the users of a closed loop, whose window begins when all have had a first token, or
+            the conversations a second of an open one.
         window_s: simulated.
-        seed: of the conversations.
+        warmup_s: before the window of an open loop.
+        seed: of the conversations, and of their arrivals.
     """
     vocab_size = engine.config.model_config.get_vocab_size()
-    numbers = itertools.count()
-
-    def begin(*, joined: bool) -> _User:
-        return _User.of(make_script(workload, seed, next(numbers), vocab_size, joined=joined))
-
-    players = [begin(joined=True) for _ in range(users)]
-    due = [(0.0, user) for user in range(users)]
+    closed = level.kind == "closed"
+    due = _first_turns(workload, level, warmup_s + window_s, seed)
+    joined = int(level.amount) if closed else already_there(workload, level.amount)
+    numbers = itertools.count(len(due))
+    players: dict[int, _User] = {}
     live: dict[str, Request] = {}
     asked: dict[str, int] = {}
+    unanswered: dict[str, float] = {}
     names = map(str, itertools.count())
-    now, start, waiting = 0.0, None, set(range(users))
-    found = {"requests": 0, "prompt_tokens": 0, "cached_tokens": 0}
+    now, start, waiting = 0.0, None, set(range(joined)) if closed else set()
+    found = {"requests": 0, "came": 0, "prompt_tokens": 0, "cached_tokens": 0}
+    first_token_s = []
     while start is None or now < start + window_s:
         while due and due[0][0] <= now:
-            _, user = heapq.heappop(due)
-            player = players[user]
+            due_s, number = heapq.heappop(due)
+            if number not in players:
+                script = make_script(workload, seed, number, vocab_size, joined=number < joined)
+                players[number] = _User.of(script)
+            player = players[number]
             turn = player.script.turns[player.turn]
             player.history += turn.new_tokens
             name = next(names)
             live[name] = engine.add(name, list(player.history), turn.answer_tokens, now)
-            asked[name] = user
+            asked[name], unanswered[name] = number, due_s
+            found["came"] += start is not None and due_s >= start
         if not live:
+            if not due:
+                raise ConfigurationError(
+                    "no conversation arrives any more: give a higher rate, or a longer --window-s"
+                )
             now = due[0][0]
             continue
         seconds, begun, ended = engine.step(live)
         now += seconds
-        if waiting:
-            waiting -= {asked[name] for name, request in live.items() if request.num_output_tokens}
+        answered = [name for name in unanswered if live[name].num_output_tokens]
+        waiting -= {asked[name] for name in answered}
+        taken_s = [now - unanswered.pop(name) for name in answered]
         if start is not None:
+            first_token_s += taken_s
             found["prompt_tokens"] += sum(live[name].num_prompt_tokens for name in begun)
             found["cached_tokens"] += sum(begun.values())
             found["requests"] += len(ended)
         for request in ended:
-            user = asked.pop(request.request_id)
+            number = asked.pop(request.request_id)
             del live[request.request_id]
-            player = players[user]
+            player = players[number]
             player.history += request.output_token_ids
             player.turn += 1
-            pause_s = 0.0
             if player.turn < len(player.script.turns):
-                pause_s = player.script.turns[player.turn].think_s
-            else:
-                players[user] = begin(joined=False)
-            heapq.heappush(due, (now + pause_s, user))
-        if start is None and not waiting:
+                heapq.heappush(due, (now + player.script.turns[player.turn].think_s, number))
+                continue
+            del players[number]
+            if closed:
+                heapq.heappush(due, (now, next(numbers)))
+        if start is None and not waiting and (closed or now >= warmup_s):
             start = now
     engine.scheduler.finish_requests(list(live), RequestStatus.FINISHED_ABORTED)
     return found | {
         "warmup_s": start,
         "window_s": now - start,
         "requests_per_s": found["requests"] / (now - start),
+        "ttft_s": spread(first_token_s),
         "cached_share": found["cached_tokens"] / max(1, found["prompt_tokens"]),
     }
+
+
+def _first_turns(
+    workload: Workload, level: Level, until_s: float, seed: int
+) -> list[tuple[float, int]]:
+    """(when it is due, number of the conversation) of the first turns, a heap."""
+    if level.kind == "closed":
+        return [(0.0, number) for number in range(int(level.amount))]
+    there = already_there(workload, level.amount)
+    spread_s = workload.think_s / max(1, there)
+    moments = [number * spread_s for number in range(there)]
+    moments += arrivals(level.amount, until_s, seed)
+    return sorted((moment, number) for number, moment in enumerate(moments))
 
 
 @tells_mistakes
@@ -300,19 +352,22 @@ def main(argv: list[str] | None = None) -> int:
     """Simulate every cell on every side."""
     made = parser()
     args = made.parse_args(argv)
-    if wrong := [str(level) for _, level in args.cells if level.kind != "closed"]:
-        made.error(f"{wrong[0]}: closed loops alone are simulated")
+    if wrong := [str(level) for _, level in args.cells if level.kind == "search"]:
+        made.error(f"{wrong[0]}: closed and open loops are simulated, and rates not searched for")
     model = find_model(args.model)
     told = provenance(args, argv if argv is not None else sys.argv[1:], "simulate")
     for side, (name, level) in itertools.product(args.sides, args.cells):
         workload = WORKLOADS[name]
         if args.think_s is not None:
             workload = replace(workload, think_s=args.think_s)
-        engine = Engine(side, model, args, StepTime())
-        found = simulate(engine, workload, int(level.amount), args.window_s, args.seed)
+        engine = Engine(side, model, args, StepTime().slower(args.slower))
+        found = simulate(
+            engine, workload, level, args.window_s, warmup_s=args.warmup_s, seed=args.seed
+        )
         line = told | {"what": "simulation", "model": args.model, "side": side, "workload": name}
         line |= {"ratio": None if side == "stock" else args.ratio, "level": str(level)}
         line |= {"think_s": workload.think_s, "memory_gib": args.memory_gib}
+        line |= {"slower": args.slower}
         line |= {"blocks": engine.config.cache_config.num_gpu_blocks}
         line |= {"retention_interval": engine.config.cache_config.prefix_cache_retention_interval}
         print(
@@ -340,10 +395,12 @@ def parser() -> argparse.ArgumentParser:
         "--cells",
         type=cells_of,
         default=[("mid", Level("closed", 48))],
-        help="WORKLOAD/closed:USERS, several with commas",
+        help="WORKLOAD/closed:USERS or WORKLOAD/open:RATE (conversations/s), several with commas",
     )
     add("--think-s", type=float, help="mean pause before a later turn (default: the workload's)")
+    add("--warmup-s", type=float, default=30, help="of an open loop, simulated")
     add("--window-s", type=float, default=100, help="simulated")
+    add("--slower", type=positive, default=1, help="steps take so many times as long")
     add("--memory-gib", type=float, default=116.4, help="of the KV cache")
     add("--max-num-batched-tokens", type=int, default=8192)
     add("--max-num-seqs", type=int, default=256)
