@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.utils.math_utils import cdiv
+from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.single_type_kv_cache_manager import (
     CircularBufferManager,
     FullAttentionManager,
@@ -129,7 +130,36 @@ class QueryRingSpec(_WithGeometry, CircularBufferSpec):
         return max(self.geometry.ring_blocks, cdiv(max_len, self.block_size))
 
 
-class SealedManager(FullAttentionManager):
+class _FindsComputed:
+    """Takes back what others could find of a step that is not run.
+
+    vLLM lets others find a request's blocks when it plans the step that fills them. With
+    priorities it may then take the request out of that step again, and its blocks stay to be found
+    though nothing was written to them.
+    """
+
+    block_pool: BlockPool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._planned: dict[str, Request] = {}
+
+    def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._planned[request.request_id] = request
+        super().cache_blocks(request, *args, **kwargs)  # type: ignore[misc]
+
+    def pop_blocks_for_free(self, request_id: str) -> list:  # noqa: D102
+        blocks: list = super().pop_blocks_for_free(request_id)  # type: ignore[misc]
+        request = self._planned.pop(request_id, None)
+        if request is not None:
+            # A step counts as computed as soon as it is planned whole.
+            computed = request.num_computed_tokens
+            planned = [b for b in blocks if (b.block_hash_num_tokens or 0) > computed]
+            self.block_pool.evict_blocks({block.block_id for block in planned})
+        return blocks
+
+
+class SealedManager(_FindsComputed, FullAttentionManager):
     """Hands out block j when the first (j+1)C tokens have room, and never one for a part of it."""
 
     supports_fine_grained_hash_lookup = False
@@ -187,7 +217,7 @@ class SealedManager(FullAttentionManager):
         """A part of a chunk has no block that could be hit."""
 
 
-class RecentManager(SlidingWindowManager):
+class RecentManager(_FindsComputed, SlidingWindowManager):
     """Frees by chunk: what is raw ends W tokens before the last boundary, not W before the end.
 
     A history is resumed at a boundary whose last W tokens are cached raw. They take a block or

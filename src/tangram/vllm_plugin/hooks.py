@@ -310,6 +310,18 @@ _HOOKS = (
         "counts the sealed blocks that are held",
         "request_id",
     ),
+    takes(
+        "blocks that are no longer found",
+        "vllm.v1.core.block_pool:BlockPool.evict_blocks",
+        "a step that is not run leaves nothing to be found",
+        "block_ids",
+    ),
+    has(
+        "tokens up to a block's end",
+        "vllm.v1.core.kv_cache_utils:KVCacheBlock",
+        "which blocks a step that is not run would have filled",
+        "block_hash_num_tokens",
+    ),
     # Metrics.
     takes(
         "scheduler's statistics",

@@ -1,0 +1,108 @@
+"""What the prefix cache finds of a request that is taken out of the step that would compute it."""
+
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.request import Request
+
+from benchmarks.serving import simulate
+from benchmarks.serving.sides import find_model
+from tangram.vllm_plugin.cache_groups import RecentSpec, SealedSpec
+from tests.kernels.inputs import make_geometry
+
+CHUNK = 64
+GEOMETRY = make_geometry([[2, 2]], chunk_size_tokens=CHUNK, window_size_tokens=32)
+
+
+@pytest.fixture
+def manager():
+    init_none_hash(sha256)
+    specs = [spec.of(GEOMETRY, torch.float32) for spec in (SealedSpec, RecentSpec)]
+    groups = [KVCacheGroupSpec([name], spec) for name, spec in zip("ab", specs, strict=True)]
+    config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=groups)
+    sizes = dict(scheduler_block_size=CHUNK, hash_block_size=GEOMETRY.recent_block_tokens)
+    return KVCacheManager(config, max_model_len=4096, **sizes)
+
+
+def prompt(name):
+    hashes = get_request_block_hasher(GEOMETRY.recent_block_tokens, sha256)
+    return Request(name, list(range(1000)), SamplingParams(), None, block_hasher=hashes)
+
+
+def found(manager, name):
+    """Tokens that another request with the same prompt finds."""
+    return manager.get_computed_blocks(prompt(name))[1]
+
+
+def test_a_step_that_is_not_run_leaves_nothing_to_be_found(manager):
+    first = prompt("first")
+    assert manager.allocate_slots(first, 300) is not None
+    manager.free(first)
+    assert found(manager, "other") == 0
+
+
+def test_what_steps_before_it_computed_is_found(manager):
+    first = prompt("first")
+    manager.allocate_slots(first, 300)
+    first.num_computed_tokens = 300
+    manager.allocate_slots(first, 500)
+    assert found(manager, "other") == 768  # planned, and will be computed before they are read
+    manager.free(first)
+    assert found(manager, "another") == 256
+    again = prompt("again")
+    blocks, hit, *_ = manager.get_computed_blocks(again)
+    assert manager.allocate_slots(again, 500, hit, blocks) is not None
+    again.num_computed_tokens = 756
+    manager.free(again)
+    assert found(manager, "last") == 704
+
+
+def test_what_another_still_holds_stays_to_be_found(manager):
+    first, second = prompt("first"), prompt("second")
+    manager.allocate_slots(first, 500)
+    first.num_computed_tokens = 500
+    blocks, hit, *_ = manager.get_computed_blocks(second)
+    manager.allocate_slots(second, 200, hit, blocks)
+    second.num_computed_tokens = hit
+    manager.free(second)
+    assert found(manager, "other") == hit == 448
+
+
+PROMPT = list(range(1, 1051))
+
+
+@pytest.mark.parametrize(
+    ("spare", "planned", "hit"), [(3, {"long": 451, "short": 1}, 1024), (2, {"short": 1}, 0)]
+)
+def test_priorities_take_a_prompt_out_of_the_step(spare, planned, hit, tmp_path):
+    """An answer of higher priority wants a block in the step in which a prompt has just had some.
+
+    Args:
+        spare: blocks that are left for the step; the prompt needs two beyond what it gives back.
+        planned: tokens of the step.
+        hit: tokens of the prompt that are found then. Of what the step before computed nothing is
+            to be found: inside a prompt its window does not stay.
+    """
+    options = "--model tiny --page-group-size 1 --max-model-len 8192 --max-num-batched-tokens 600"
+    args = simulate.parser().parse_args([*options.split(), "--memory-gib", "0.1"])
+    engine = simulate.Engine("tangram", find_model("tiny", tmp_path), args, simulate.StepTime())
+    scheduler, manager = engine.scheduler, engine.scheduler.kv_cache_manager
+    scheduler.policy = SchedulingPolicy.PRIORITY
+    scheduler.waiting = create_request_queue(scheduler.policy)
+    short = engine.add("short", PROMPT[-127:], 500, 0.0)
+    engine.step({"short": short})
+    long = engine.add("long", PROMPT, 5, 0.0)
+    long.priority = 1
+    engine.step({"short": short, "long": long})
+    assert (short.num_computed_tokens, long.num_computed_tokens) == (128, 599)
+    scheduler.running.reverse()  # as after more of them
+    pool = manager.block_pool
+    pool.get_new_blocks(pool.get_num_free_blocks() - spare)
+    assert scheduler.schedule().num_scheduled_tokens == planned
+    other = Request("other", PROMPT, SamplingParams(), None, block_hasher=engine._hasher)
+    assert manager.get_computed_blocks(other)[1] == hit
