@@ -65,6 +65,9 @@ def write_config(folder: Path, **changes) -> str:
         ("compression_ratio", "half", ["--compression-ratio", "'half'"]),
         ("compression_ratio", float("nan"), ["--compression-ratio"]),
         ("compression_ratio", 0.01, ["--compression-ratio"]),
+        ("compression_ratio", True, ["--compression-ratio", "True"]),
+        ("enable_compression", "false", ["--enable-compression", "'false'"]),
+        ("compression_profile", 5, ["--compression-profile is 5"]),
         ("page_group_size", 3, ["--page-group-size", "4 KV heads", "1, 2, 4"]),
         ("page_group_size", 0, ["--page-group-size"]),
         ("compression_chunk_size", 100, ["--compression-chunk-size", "multiple", "16"]),
@@ -409,6 +412,26 @@ def test_llm_refuses_options_that_it_was_told_not_to_use():
 
     with pytest.raises(ConfigurationError, match="enable_compression=False"):
         tangram.LLM(MODEL, enable_compression=False, compression_ratio=0.5)
+
+
+@pytest.mark.parametrize("given", [None, True, "on", [0.3]], ids=repr)
+def test_options_in_additional_config_that_are_no_object(given):
+    from vllm.engine.arg_utils import EngineArgs
+
+    register()
+    arguments = EngineArgs(model=MODEL, dtype="float32", additional_config={CONFIG_KEY: given})
+    with pytest.raises(ConfigurationError, match="--additional-config"):
+        arguments.create_engine_config()
+
+
+@pytest.mark.parametrize(
+    "enable, given", [(False, {"compression_ratio": 0.5}), (True, {"enable_compression": False})]
+)
+def test_llm_refuses_an_additional_config_that_contradicts_it(enable, given):
+    import tangram
+
+    with pytest.raises(ConfigurationError, match="additional_config"):
+        tangram.LLM(MODEL, enable_compression=enable, additional_config={CONFIG_KEY: given})
 
 
 def test_adding_the_flags_twice_is_an_error_of_the_parser_and_not_silent():

@@ -8,7 +8,7 @@ import vllm
 
 from tangram.errors import ConfigurationError
 from tangram.vllm_plugin import register
-from tangram.vllm_plugin.options import CONFIG_KEY
+from tangram.vllm_plugin.options import CONFIG_KEY, CompressionOptions
 from tangram.vllm_plugin.plan import plan_of
 
 
@@ -56,6 +56,14 @@ class LLM(vllm.LLM):
                 f"{next(iter(given))} is given with enable_compression=False: leave one of them out"
             )
         config = dict(additional_config or {})
+        if CONFIG_KEY in config:
+            told = CompressionOptions.from_mapping(config[CONFIG_KEY]).enable_compression
+            if told != enable_compression:
+                raise ConfigurationError(
+                    f"enable_compression={enable_compression} contradicts {CONFIG_KEY} of "
+                    f"additional_config, which turns compression {'on' if told else 'off'}: leave "
+                    "one of them out"
+                )
         if enable_compression:
             config[CONFIG_KEY] = {**config.get(CONFIG_KEY, {}), **given, "enable_compression": True}
         register()

@@ -56,8 +56,13 @@ class CompressionOptions:
         """Options from a dict; absent ones, and those that are None, take their defaults.
 
         Raises:
-            ConfigurationError: a name or a value that is not known.
+            ConfigurationError: a name or a value that is not known, or no dict at all.
         """
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(
+                f"{CONFIG_KEY} of --additional-config is {given!r}: give an object with options of "
+                'compression, {"compression_ratio": 0.3}, or leave it out'
+            )
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(given) - known)
         if unknown:
@@ -80,9 +85,12 @@ class CompressionOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigurationError(f"{flag(name)} is {value!r}: give a whole number")
-        if not isinstance(self.compression_ratio, int | float) or not (
-            0 < self.compression_ratio <= 1
-        ):
+        if not isinstance(self.enable_compression, bool):
+            raise ConfigurationError(
+                f"{flag('enable_compression')} is {self.enable_compression!r}: give true or false"
+            )
+        ratio = self.compression_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise ConfigurationError(
                 f"--compression-ratio is {self.compression_ratio!r}: give the share of rows to "
                 "keep, above 0 and at most 1"
@@ -93,6 +101,10 @@ class CompressionOptions:
             raise ConfigurationError(
                 f"--compression-drift-sample is {self.compression_drift_sample}: give 1 or more "
                 "sealed chunks, one of which is sampled, or 0 for none"
+            )
+        if self.compression_profile is not None and not isinstance(self.compression_profile, str):
+            raise ConfigurationError(
+                f"--compression-profile is {self.compression_profile!r}: give a file, auto or none"
             )
         if self.compression_profile == "":
             raise ConfigurationError(

@@ -105,11 +105,9 @@ def _from_cli_args(original: Callable) -> Callable:
         given = options_from_flags(args)
         if given is not None:
             config = dict(engine_args.additional_config or {})
-            config[CONFIG_KEY] = {
-                "compression_profile": AUTO_PROFILE,
-                **config.get(CONFIG_KEY, {}),
-                **given,
-            }
+            told = config.get(CONFIG_KEY, {})
+            CompressionOptions.from_mapping(told)  # raises for what is no mapping
+            config[CONFIG_KEY] = {"compression_profile": AUTO_PROFILE, **told, **given}
             engine_args.additional_config = args.additional_config = config
         return engine_args
 
@@ -121,12 +119,13 @@ def _create_engine_config(original: Callable) -> Callable:
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         additional = self.additional_config
-        given = additional.get(CONFIG_KEY) if isinstance(additional, dict) else None
-        if given is None or not given.get("enable_compression", True):
+        if not isinstance(additional, dict) or CONFIG_KEY not in additional:
+            return original(self, *args, **kwargs)
+        options = CompressionOptions.from_mapping(additional[CONFIG_KEY])
+        if not options.enable_compression:
             return original(self, *args, **kwargs)
         from tangram.vllm_plugin.configure import configure
 
-        options = CompressionOptions.from_mapping(given)
         return configure(self, options, lambda: original(self, *args, **kwargs))
 
     return create_engine_config
