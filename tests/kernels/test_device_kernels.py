@@ -162,3 +162,22 @@ def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors,
     workspace, rows = worker.kernels._flash_workspace, (100, g.num_query_heads, g.head_size)
     before = workspace.give("out", torch.float16, 1).data_ptr()
     assert workspace.give("out", torch.float16, *rows).data_ptr() == before
+
+
+def test_decode_tables_are_made_for_the_sizes_that_are_captured(few_processors, monkeypatch):
+    """A batch between them takes those of the next, and of one beyond them a power of two's."""
+    made = []
+    make = device_module.make_split_map
+
+    def noted(geometry, layer, batch_size, thread_blocks):
+        made.append(batch_size)
+        return make(geometry, layer, batch_size, thread_blocks)
+
+    monkeypatch.setattr(device_module, "make_split_map", noted)
+    g = make_geometry([[1, 2]], dtype=torch.float16)
+    case = sealing.make_case(g, [64, 70, 65], dtype=torch.float16)
+    worker = Worker(case, get_scorer("key_diff"), few_processors)
+    assert made == [1, 3]
+    for size in (1, 2, 3, 5, 7, 8):
+        worker.kernels.prepare_decode(size)
+    assert made == [1, 3, 8]

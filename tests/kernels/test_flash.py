@@ -264,9 +264,11 @@ def test_the_workspace_is_kept_until_it_is_too_small():
     assert workspace.give("rows", torch.float32, 1).dtype == torch.float32
 
 
-@pytest.mark.parametrize("worth_it", [True, False])
+@pytest.mark.parametrize(
+    "fewer_pairs, fewer_pages, worth_it", [(0, 0, True), (1, 0, False), (0, 1, False)]
+)
 def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
-    worth_it, kernel_device, monkeypatch
+    fewer_pairs, fewer_pages, worth_it, kernel_device, monkeypatch
 ):
     pytest.importorskip("vllm", reason="it is vLLM's worker")
     from tangram.scorers import get_scorer
@@ -281,7 +283,10 @@ def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
         return paged_attention(**arguments)
 
     pairs = sealed_pairs(pool.geometry, segments)
-    monkeypatch.setattr(device, "MIN_PAIRS", pairs if worth_it else pairs + 1)
+    monkeypatch.setattr(device, "MIN_PAIRS", pairs + fewer_pairs)
+    made = SealedStep.make(pool.geometry, segments, "cpu")
+    pages = pool.geometry.num_kv_heads * len(made.segments) * made.max_pages
+    monkeypatch.setattr(device, "MAX_PAGE_NUMBERS", pages - fewer_pages)
     if kernel_device == "cpu":
         sms = SimpleNamespace(multi_processor_count=2)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sms)

@@ -231,6 +231,18 @@ class RecentManager(_FindsComputed, SlidingWindowManager):
         """Tokens at the start that need no raw block any more."""
         return self.kv_cache_spec.geometry.recent_start(num_computed_tokens)
 
+    def get_num_blocks_to_allocate(
+        self, *args: Any, apply_admission_cap: bool = False, **kwargs: Any
+    ) -> int:
+        """Blocks that a request needs; with the cap the most that it holds at once.
+
+        vLLM caps the request's blocks before it takes off those that a hit leaves out, and counts
+        none behind a hit that is longer than the cap.
+        """
+        needed = super().get_num_blocks_to_allocate(*args, **kwargs)
+        cap = self.max_admission_blocks_per_request if apply_admission_cap else None
+        return needed if cap is None else min(needed, cap)
+
     @classmethod
     def reachable_block_mask(
         cls,

@@ -31,6 +31,9 @@ logger = logging.getLogger("vllm.tangram")
 MOSTLY_FLOOR = 0.5
 """Part of the pages that no rule deals out above which a larger chunk is advised."""
 
+MUCH_FOR_PROFILING = 16 << 30
+"""Bytes that may be held for a moment at start without a word."""
+
 
 def configure(
     args: EngineArgs, options: CompressionOptions, create: Callable[[], VllmConfig]
@@ -70,7 +73,24 @@ def configure(
     if plan.drift_sample:
         name_engine()
     _announce(options, plan, config.model_config.max_model_len)
+    _warn_of_profiling(config, plan.geometry)
     return config
+
+
+def _warn_of_profiling(config: VllmConfig, geometry: Geometry) -> None:
+    """vLLM captures graphs once before the cache has its size, on a block a request."""
+    sizes, scheduler = config.compilation_config, config.scheduler_config
+    blocks = min(scheduler.max_num_seqs, sizes.max_cudagraph_capture_size or 0)
+    held = blocks * geometry.block_bytes
+    if held > MUCH_FOR_PROFILING:
+        logger.warning(
+            "for a moment at start, %d blocks of %d MiB are held beside the weights, %.1f GiB, to "
+            "see what CUDA graphs take: where that does not fit give less --max-num-seqs, "
+            "--max-cudagraph-capture-size or --compression-chunk-size",
+            blocks,
+            geometry.block_bytes >> 20,
+            held / (1 << 30),
+        )
 
 
 def _retention_interval(given: int | None, geometry: Geometry) -> int | None:

@@ -22,11 +22,13 @@ from tangram.kernels.decode import (
     make_split_map,
 )
 from tangram.kernels.flash import (
+    MAX_PAGE_NUMBERS,
     MIN_PAIRS,
     PagedAttention,
     SealedStep,
     SealedWorkspace,
     attend_sealed,
+    page_numbers,
     sealed_pairs,
 )
 from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
@@ -163,10 +165,11 @@ class DeviceKernels:
 
         Tables made inside a capture would be copied from host memory that is gone at the replay.
         """
-        if batch_size not in self._prepared:
-            self._prepared.add(batch_size)
+        size = table_size(batch_size, self._batch_sizes)
+        if size not in self._prepared:
+            self._prepared.add(size)
             for layer in range(self.geometry.num_layers):
-                self._workspace(self._decode_tables(layer, batch_size))
+                self._workspace(self._decode_tables(layer, size))
         if self._all_layers is None:
             caches = self._recent_caches()
             self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
@@ -192,10 +195,12 @@ class DeviceKernels:
         Returns:
             The tiles, and what FlashAttention takes of them where that is worth it.
         """
-        has_flash = self._flash is not None
-        return self._cut(
-            segments, flash=has_flash and sealed_pairs(self.geometry, segments) >= MIN_PAIRS
+        pays = (
+            self._flash is not None
+            and sealed_pairs(self.geometry, segments) >= MIN_PAIRS
+            and page_numbers(self.geometry, segments) <= MAX_PAGE_NUMBERS
         )
+        return self._cut(segments, flash=pays)
 
     def _cut(self, segments: Segments, *, flash: bool) -> tuple[Tensor, SealedStep | None]:
         sealed = SealedStep.make(self.geometry, segments, self.device) if flash else None
@@ -218,7 +223,7 @@ class DeviceKernels:
         this step: see `SealedManager.cache_blocks`.
         """
         step.store_queries()
-        self._attend_decodes(step, len(step.query), batch_size=len(step.query))
+        self._attend_decodes(step, len(step.query))
         if step.layer == self.geometry.num_layers - 1:
             assert self._all_layers is not None, "prepare_decode comes first"
             self._seal(step, self._all_layers, query=None)
@@ -244,8 +249,7 @@ class DeviceKernels:
 
     def _attend_mixed(self, step: LayerStep, host: HostStep) -> None:
         if host.num_decodes:
-            size = table_size(host.num_decodes, self._batch_sizes)
-            self._attend_decodes(step, host.num_decodes, batch_size=size)
+            self._attend_decodes(step, host.num_decodes)
         if host.tiles is not None:
             self.attend_prefills(step, host.tiles, host.sealed_step)
 
@@ -295,9 +299,9 @@ class DeviceKernels:
             statistics=self._statistics,
         )
 
-    def _attend_decodes(self, step: LayerStep, count: int, batch_size: int) -> None:
+    def _attend_decodes(self, step: LayerStep, count: int) -> None:
         """Attend the first `count` requests, one token each, with tables for as many or more."""
-        tables = self._decode_tables(step.layer, batch_size)
+        tables = self._decode_tables(step.layer, table_size(count, self._batch_sizes))
         decode_attention(
             step.query[:count],
             step.sealed.pages,

@@ -108,10 +108,11 @@ class DriftMonitor:
             for array in (reference.mean, reference.deviation, reference.budget)
         )
         self._running = torch.zeros_like(self._mean)
+        self._taken = torch.zeros((), device=device)
         self._ranks: list[Tensor] = []
         self._sealed = self._sampled = 0
         self._warn_at = 0
-        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def choose(self, sealing: SealingChunks) -> SealingChunks | None:
         """The chunk of a step that is sampled, if any: at most one, and never a chunk 0.
@@ -125,49 +126,56 @@ class DriftMonitor:
             return None
         return sealing.take(due[[self._sampled % len(due)]])
 
-    def add_layer(self, layer: int, scores: Tensor, sinks: Tensor) -> None:
+    def add_layer(self, layer: int, scores: Tensor, sinks: Tensor, counts: Tensor) -> None:
         """Take the sampled chunk's scores of one layer; layers come in order.
 
         Args:
             layer: attention layer; 0 begins a chunk.
             scores: [tokens, kv_heads] float32.
             sinks: [tokens] bool, tokens that are kept whatever their score.
+            counts: [] bool, whether the chunk is one of a request, and not of a step that vLLM
+                makes up to warm up, or to keep step with other engines.
         """
         if layer == 0:
             self._ranks.clear()
         ranks = score_ranks(scores).masked_fill(sinks[:, None], torch.iinfo(torch.int32).max)
         self._ranks.append(ranks.T)
         if layer == len(self._mean) - 1:
-            self._add_chunk(torch.stack(self._ranks))
+            self._add_chunk(torch.stack(self._ranks), counts)
             self._ranks.clear()
 
-    def _add_chunk(self, ranks: Tensor) -> None:
+    def _add_chunk(self, ranks: Tensor, counts: Tensor) -> None:
         r = self.reference
         shares = threshold_shares(ranks, (r.ratio,))[r.scope][0].float()
         self._sampled += 1
-        self._running += (shares - self._running) / min(self._sampled, HORIZON_CHUNKS)
+        self._taken += counts
+        weight = counts / self._taken.clamp(1, HORIZON_CHUNKS)
+        self._running += (shares - self._running) * weight
         off = ((self._running - self._mean).abs() / self._deviation).mean()
         over = (self._running > self._budget).float().mean()
         self._publish()
         if self._pending is None:
-            result = torch.stack([off, over])
+            result = torch.stack([off, over, self._taken])
             event = None
             if result.is_cuda:
                 result = result.to("cpu", non_blocking=True)
                 event = torch.cuda.Event()
                 event.record()
-            self._pending = self._sampled, result, event
+            self._pending = result, event
         self._publish()
 
     def _publish(self) -> None:
         """Tell what has arrived on the host."""
         if self._pending is None:
             return
-        sampled, result, event = self._pending
+        result, event = self._pending
         if event is not None and not event.query():
             return
         self._pending = None
-        off, over = result.tolist()
+        off, over, taken = result.tolist()
+        sampled = int(taken)
+        if sampled == 0:
+            return
         limit = LIMITS[self.reference.scope]
         expected = float((self.reference.mean > self.reference.budget).mean())
         self._board.write(DriftReading(sampled, off, over, expected, limit))

@@ -231,8 +231,9 @@ class CompressionLogger(AggregateStatLoggerBase):
 
     def log_engine_initialized(self) -> None:
         """The pool has its size; the configuration has announced the layout."""
+        blocks = (self._cache_config.num_gpu_blocks or 1) // len(self._engines)  # a sum over them
         for engine in self._engines.values():
-            engine.begin(self._cache_config.num_gpu_blocks or 1)
+            engine.begin(blocks)
 
 
 class WritingCompressionLogger(CompressionLogger):

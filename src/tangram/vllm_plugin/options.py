@@ -163,6 +163,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag(name), default=None, type=_TYPES.get(name, str), help=text)
 
 
+def take_flags_whole(parser: argparse.ArgumentParser) -> None:
+    """Keep the flags from being abbreviated, and from making abbreviations of others ambiguous."""
+    ours = {flag(name) for name in _HELP}
+    find: Any = parser._get_option_tuples
+
+    def find_others(text: str) -> list:
+        return [found for found in find(text) if found[1] not in ours]
+
+    parser._get_option_tuples = find_others  # type: ignore[method-assign, assignment]
+
+
 def options_from_flags(args: argparse.Namespace) -> dict[str, Any] | None:
     """The options that were given as flags; None without --enable-compression.
 

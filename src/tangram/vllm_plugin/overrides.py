@@ -18,6 +18,7 @@ from tangram.vllm_plugin.options import (
     CompressionOptions,
     add_flags,
     options_from_flags,
+    take_flags_whole,
 )
 
 logger = logging.getLogger("vllm.tangram")
@@ -88,6 +89,7 @@ def _add_cli_args(original: Callable) -> Callable:
     def add_cli_args(parser: Any) -> Any:
         parser = original(parser)
         add_flags(parser)
+        take_flags_whole(parser)
         return parser
 
     return add_cli_args

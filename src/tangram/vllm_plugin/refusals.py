@@ -169,12 +169,15 @@ def refuse_selection(reasons: Sequence[str]) -> None:
     )
 
 
-def refuse_uncompressed(specs: Mapping[str, object]) -> None:
-    """Raise UnsupportedError if layers of the model, once it is made, keep a cache of their own.
+def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
+    """Raise UnsupportedError if layers of the model, once it is made, are not those of the plan.
 
     Args:
         specs: of every layer that has a cache, by its name.
+        num_layers: of the plan.
     """
+    from vllm.model_executor.models.utils import extract_layer_index
+
     from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
 
     ours = SealedSpec | RecentSpec | QueryRingSpec
@@ -183,5 +186,11 @@ def refuse_uncompressed(specs: Mapping[str, object]) -> None:
         others,
         f"a model whose layers choose their attention backend themselves ({len(others)} of them, "
         f"{', '.join(others[:1])} the first)",
+        "serve it without --enable-compression",
+    )
+    layers = {extract_layer_index(n) for n, spec in specs.items() if isinstance(spec, RecentSpec)}
+    _refuse(
+        layers != set(range(num_layers)),
+        f"a model in which only {len(layers)} of {num_layers} layers have attention",
         "serve it without --enable-compression",
     )

@@ -48,7 +48,10 @@ def sample_drift(step: LayerStep, host: HostStep) -> None:
         return
     raw, position = _raw_rows(step, chunks)
     scores = _score(step, host, chunks, raw, position)
-    monitor.add_layer(step.layer, scores[0], position[0] < step.sealed.geometry.n_sink_tokens)
+    sinks = position[0] < step.sealed.geometry.n_sink_tokens
+    # Steps that vLLM makes up have tables of zeros.
+    counts = step.sealed_table[int(chunks.request[0]), int(chunks.chunk[0])] != 0
+    monitor.add_layer(step.layer, scores[0], sinks, counts)
 
 
 def _raw_rows(step: LayerStep, chunks: SealingChunks) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ them there in every forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig, get_layers_from_vllm_config
@@ -71,6 +73,13 @@ class SealedCache(_SharedCache):
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """One block of this group is one sealed chunk."""
         return SealedSpec.of(self.geometry, self.dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """vLLM gives the cache, and takes it back, by setting `kv_cache`."""
+        super().__setattr__(name, value)
+        kernels = getattr(self, "kernels", None)
+        if name == "kv_cache" and kernels is not None:
+            kernels.forget_caches()
 
     @property
     def pages(self) -> Tensor:

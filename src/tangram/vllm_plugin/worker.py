@@ -24,8 +24,9 @@ def _get_kv_cache_spec(original: Callable) -> Callable:
 
     def get_kv_cache_spec(self: Any) -> dict[str, Any]:
         specs = original(self)
-        if plan_of(self.vllm_config.additional_config) is not None:
-            refuse_uncompressed(specs)
+        plan = plan_of(self.vllm_config.additional_config)
+        if plan is not None:
+            refuse_uncompressed(specs, plan.geometry.num_layers)
         return specs
 
     return get_kv_cache_spec

@@ -57,12 +57,16 @@ def monitor(tmp_path, scope="perlayer", every=1) -> tuple[DriftMonitor, DriftBoa
     return DriftMonitor(reference, every, torch.device("cpu"), board), board
 
 
+NO_SINKS = torch.zeros(TOKENS, dtype=torch.bool)
+COUNTS = torch.tensor(True)
+
+
 def add(target: DriftMonitor, shares, times: int = 1) -> None:
     chunk = SealingChunks(np.array([0]), np.array([1]))
     for _ in range(times):
         target.choose(chunk)
         for layer, scores in enumerate(scores_of(shares)):
-            target.add_layer(layer, scores, torch.zeros(TOKENS, dtype=torch.bool))
+            target.add_layer(layer, scores, NO_SINKS, COUNTS)
 
 
 @pytest.mark.parametrize("scope", ["perlayer", "crosslayer"])
@@ -95,15 +99,30 @@ def test_a_layer_without_its_share_of_the_tokens_shows_across_layers_only(tmp_pa
         # Ties at the lower level fill the layers up in their heads' proportion to each other.
         ranked = scores_of(scaled) + 0.1 * scores_of(WANTED)
         for layer, scores in enumerate(ranked):
-            target.add_layer(layer, scores, torch.zeros(TOKENS, dtype=torch.bool))
+            target.add_layer(layer, scores, NO_SINKS, COUNTS)
         assert (board.read().deviation > 1.5) == is_off
+
+
+def test_steps_that_are_made_up_do_not_count(tmp_path):
+    target, board = monitor(tmp_path)
+
+    def add_made_up():
+        for layer in range(2):
+            target.add_layer(layer, torch.randn(TOKENS, 2), NO_SINKS, ~COUNTS)
+
+    add_made_up()
+    assert board.read().sampled_chunks == 0
+    add(target, WANTED)
+    alone = board.read()
+    add_made_up()
+    assert alone.sampled_chunks == 1 and board.read() == alone
 
 
 def test_sinks_are_above_every_threshold(tmp_path):
     target, board = monitor(tmp_path)
     sinks = torch.arange(TOKENS) < TOKENS * RATIO
     for layer in range(2):
-        target.add_layer(layer, torch.randn(TOKENS, 2), sinks)
+        target.add_layer(layer, torch.randn(TOKENS, 2), sinks, COUNTS)
     least = 0.1 * (RATIO * (1 - RATIO)) ** 0.5
     assert board.read().deviation == pytest.approx(np.abs(WANTED - RATIO).mean() / least, rel=0.01)
 

@@ -28,12 +28,12 @@ COUNTS = CacheCounts(
 )
 
 
-def config(drift_sample: int = 0) -> SimpleNamespace:
+def config(drift_sample: int = 0, num_blocks: int = 100) -> SimpleNamespace:
     plan = {**PLAN.to_json(), "drift_sample": drift_sample}
     return SimpleNamespace(
         additional_config={"tangram": {**OPTIONS.to_mapping(), "plan": plan}},
         model_config=SimpleNamespace(served_model_name="m"),
-        cache_config=SimpleNamespace(num_gpu_blocks=100),
+        cache_config=SimpleNamespace(num_gpu_blocks=num_blocks),
     )
 
 
@@ -47,9 +47,9 @@ def value(name: str, engine: str = "0", **labels: str) -> float | None:
 
 
 def test_counts_become_metrics_of_their_engine():
-    logger = CompressionLogger(config(), [0, 1])
+    logger = CompressionLogger(config(num_blocks=200), [0, 1])
     logger.log_engine_initialized()
-    assert value("blocks", kind="free") == 99
+    assert value("blocks", kind="free") == value("blocks", "1", kind="free") == 99
     logger.record(stats(), None, engine_idx=1)
     logger.record(stats(), None, engine_idx=1)
     g = PLAN.geometry

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tangram.bundled import recall_model_path
 from tangram.vllm_plugin import overrides, register
@@ -28,3 +29,15 @@ def test_a_vllm_that_has_changed_is_left_alone_until_compression_is_asked_for(mo
     asked = EngineArgs(model=str(recall_model_path()), additional_config={CONFIG_KEY: {}})
     with pytest.raises(RuntimeError, match=r"from_cli_args.*Install vLLM 0\.32"):
         asked.create_engine_config()
+
+
+def test_flags_are_not_abbreviated_and_leave_abbreviations_of_others_alone(capsys):
+    register()
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    given = ["--comp", '{"mode": 0}', "--compression-ratio=0.5", "--page_group_size", "2"]
+    args = parser.parse_args([*given, "--enable-compression"])
+    assert args.compilation_config.mode == 0
+    assert (args.compression_ratio, args.page_group_size) == (0.5, 2)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--compression-rat", "0.5"])
+    assert "unrecognized arguments: --compression-rat" in capsys.readouterr().err

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from tangram.kernels.flash.tables import (
+    MAX_PAGE_NUMBERS,
     MIN_PAIRS,
     SealedStep,
     SealedWorkspace,
     fits,
     head_pages,
+    page_numbers,
     sealed_pairs,
 )
 
 __all__ = [
+    "MAX_PAGE_NUMBERS",
     "MIN_PAIRS",
     "PagedAttention",
     "SealedPart",
@@ -29,6 +32,7 @@ __all__ = [
     "attend_sealed",
     "fits",
     "head_pages",
+    "page_numbers",
     "sealed_pairs",
 ]
 

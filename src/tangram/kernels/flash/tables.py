@@ -46,6 +46,18 @@ def sealed_pairs(geometry: Geometry, segments: Segments) -> int:
     return int((segments.num_queries * chunks).sum()) * rows // geometry.num_layers
 
 
+MAX_PAGE_NUMBERS = 1 << 26
+"""That a step's page table may have, a quarter of a GiB: vLLM does not know of it when it gives the
+memory that is left to the cache."""
+
+
+def page_numbers(geometry: Geometry, segments: Segments) -> int:
+    """Of a step's page table: every sequence has room for as many as the longest."""
+    chunks = segments.position // geometry.chunk_size_tokens
+    sequences = int(np.count_nonzero(chunks)) * geometry.num_kv_heads
+    return sequences * int(chunks.max(initial=0)) * max(map(max, geometry.head_groups.pages))
+
+
 @dataclass(frozen=True)
 class SealedStep:
     """The segments of a step that see sealed rows; the same for all layers.

@@ -208,7 +208,8 @@ def _seal_kernel(
                 ring_table = ring_table_ptr + request.to(tl.int64) * stride_ring_table
                 ring = ring_ptr + tl.load(layer_table_ptr + layer * 2 + 1) * stride_ring_layer
                 old = tl.sum(tl.where(is_mine, before, 0))
-                query = query_ptr + tl.sum(tl.where(is_mine, query_begin, 0)) * stride_query_token
+                begin = tl.sum(tl.where(is_mine, query_begin, 0)).to(tl.int64)
+                query = query_ptr + begin * stride_query_token
                 # Heads that decide together, and queries that each of them has.
                 ALL: tl.constexpr = HEADS if SCORER == "tova" else 1
                 EACH: tl.constexpr = GROUP if SCORER == "tova" else GROUP * W

@@ -1,4 +1,4 @@
-"""What the prefix cache finds of a request that is taken out of the step that would compute it."""
+"""What the managers of the cache groups let others find, and what they count as needed."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def manager():
     groups = [KVCacheGroupSpec([name], spec) for name, spec in zip("ab", specs, strict=True)]
     config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=groups)
     sizes = dict(scheduler_block_size=CHUNK, hash_block_size=GEOMETRY.recent_block_tokens)
-    return KVCacheManager(config, max_model_len=4096, **sizes)
+    return KVCacheManager(config, max_model_len=4096, max_in_flight_tokens=200, **sizes)
 
 
 def prompt(name):
@@ -71,6 +71,19 @@ def test_what_another_still_holds_stays_to_be_found(manager):
     second.num_computed_tokens = hit
     manager.free(second)
     assert found(manager, "other") == hit == 448
+
+
+@pytest.mark.parametrize(("hit", "blocks"), [(0, 11), (64, 11), (576, 11), (896, 4)])
+def test_a_long_prompt_is_admitted_by_the_raw_blocks_that_it_holds_at_once(manager, hit, blocks):
+    """Behind a hit that is longer than those blocks too."""
+    recent = manager.coordinator.single_type_managers[1]
+    assert recent.max_admission_blocks_per_request == 11
+    null = recent.block_pool.null_block
+    # Of 200 tokens in flight, a chunk and its window; blocks hold 32.
+    needed = recent.get_num_blocks_to_allocate(
+        "new", 1000, [null] * (hit // 32), hit, hit, 1000, apply_admission_cap=True
+    )
+    assert needed == blocks
 
 
 PROMPT = list(range(1, 1051))

@@ -1,0 +1,54 @@
+"""What is refused, or warned of, by what only the made model or configuration shows."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from tangram.errors import UnsupportedError
+from tangram.vllm_plugin import configure
+from tangram.vllm_plugin.cache_groups import RecentSpec, SealedSpec
+from tangram.vllm_plugin.refusals import refuse_uncompressed
+from tests.kernels.inputs import make_geometry
+
+GEOMETRY = make_geometry([[2, 2]] * 3)
+RECENT, SEALED = (spec.of(GEOMETRY, torch.float16) for spec in (RecentSpec, SealedSpec))
+
+
+def specs(layers):
+    return {"sealed": SEALED, **{f"model.layers.{n}.attn": RECENT for n in layers}}
+
+
+def test_a_model_of_the_layers_that_are_planned_is_served():
+    refuse_uncompressed(specs([0, 1, 2]), num_layers=3)
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [0, 2], [1, 2, 3]])
+def test_layers_without_attention_are_refused(layers):
+    with pytest.raises(UnsupportedError, match=f"only {len(layers)} of 3 layers have attention"):
+        refuse_uncompressed(specs(layers), num_layers=3)
+
+
+def test_layers_with_a_cache_of_their_own_are_refused():
+    own = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float16)
+    with pytest.raises(UnsupportedError, match="choose their attention backend themselves"):
+        refuse_uncompressed({**specs([0, 1]), "model.layers.2.attn": own}, num_layers=3)
+
+
+@pytest.mark.parametrize(
+    "requests, captured, block_mib, warned",
+    [(1024, 512, 80, True), (1024, 512, 20, False), (64, 512, 80, False), (1024, None, 80, False)],
+)
+def test_blocks_held_to_measure_graphs_are_told(requests, captured, block_mib, warned, monkeypatch):
+    told = []
+    monkeypatch.setattr(configure.logger, "warning", lambda text, *of: told.append(text % of))
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(max_cudagraph_capture_size=captured),
+        scheduler_config=SimpleNamespace(max_num_seqs=requests),
+    )
+    configure._warn_of_profiling(config, SimpleNamespace(block_bytes=block_mib << 20))
+    assert bool(told) == warned
+    if warned:
+        assert "512 blocks of 80 MiB" in told[0] and "40.0 GiB" in told[0]
+        assert "--max-cudagraph-capture-size" in told[0]
