@@ -145,6 +145,11 @@ _TYPES = {
 }
 
 
+def option_names() -> set[str]:
+    """Of all options of compression."""
+    return set(_HELP)
+
+
 def flag(name: str) -> str:
     """The flag of an option."""
     return "--" + name.replace("_", "-")

@@ -17,6 +17,7 @@ from tangram.vllm_plugin.options import (
     CONFIG_KEY,
     CompressionOptions,
     add_flags,
+    option_names,
     options_from_flags,
     take_flags_whole,
 )
@@ -121,7 +122,15 @@ def _create_engine_config(original: Callable) -> Callable:
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         additional = self.additional_config
-        if not isinstance(additional, dict) or CONFIG_KEY not in additional:
+        if not isinstance(additional, dict):
+            return original(self, *args, **kwargs)
+        if CONFIG_KEY not in additional:
+            if misplaced := option_names() & set(additional):
+                logger.warning(
+                    "KV cache compression is off: %s of additional_config belongs under %s",
+                    ", ".join(sorted(misplaced)),
+                    CONFIG_KEY,
+                )
             return original(self, *args, **kwargs)
         options = CompressionOptions.from_mapping(additional[CONFIG_KEY])
         if not options.enable_compression:

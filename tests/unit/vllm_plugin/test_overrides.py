@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from vllm.engine.arg_utils import EngineArgs
@@ -29,6 +30,16 @@ def test_a_vllm_that_has_changed_is_left_alone_until_compression_is_asked_for(mo
     asked = EngineArgs(model=str(recall_model_path()), additional_config={CONFIG_KEY: {}})
     with pytest.raises(RuntimeError, match=r"from_cli_args.*Install vLLM 0\.32"):
         asked.create_engine_config()
+
+
+def test_options_beside_their_place_in_additional_config_are_told(monkeypatch):
+    register()
+    warnings = []
+    monkeypatch.setattr(overrides.logger, "warning", lambda text, *args: warnings.append(args))
+    of_others = SimpleNamespace(compute_hash=lambda: "")
+    for given in ({"compression_ratio": 0.3, "other": 1}, {"other": 1}, {}, of_others):
+        EngineArgs(model=str(recall_model_path()), additional_config=given).create_engine_config()
+    assert warnings == [("compression_ratio", CONFIG_KEY)]
 
 
 def test_flags_are_not_abbreviated_and_leave_abbreviations_of_others_alone(capsys):
