@@ -249,6 +249,12 @@ _HOOKS = (
         "request_id num_tokens",
     ),
     takes(
+        "raw blocks needed",
+        f"{MANAGERS}SlidingWindowManager.get_num_blocks_to_allocate",
+        "behind a long hit a prompt needs as many as without",
+        "apply_admission_cap",
+    ),
+    takes(
         "sealed blocks handed out",
         f"{MANAGERS}FullAttentionManager.allocate_new_blocks",
         "hands out a block when its chunk completes",

@@ -171,7 +171,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def take_flags_whole(parser: argparse.ArgumentParser) -> None:
     """Keep the flags from being abbreviated, and from making abbreviations of others ambiguous."""
     ours = {flag(name) for name in _HELP}
-    find: Any = parser._get_option_tuples
+    find: Any = getattr(parser, "_get_option_tuples", None)
+    if find is None:  # a Python that has it by another name
+        return
 
     def find_others(text: str) -> list:
         return [found for found in find(text) if found[1] not in ours]
