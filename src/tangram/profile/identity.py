@@ -100,7 +100,7 @@ class ModelIdentity:
             if not isinstance(value, int):
                 raise ProfileError(
                     f"the model's config needs an integer {name}, got {value!r}: give the "
-                    "folder or config.json of a decoder-only model"
+                    "folder or config.json of a decoder-only model whose sizes have Llama's names"
                 )
             return value
 
