@@ -51,6 +51,7 @@ from tangram.cli.arguments import share
 from tangram.cli.installed import machine, versions
 from tangram.cli.plan import ITEMSIZE_BYTES
 from tangram.cli.server import Server, ServerError
+from tangram.evaluate.results import append_line
 
 START_TIMEOUT_S = 300.0
 NOT_DONE = 3
@@ -90,8 +91,7 @@ class Cells:
     def add(self, line: dict[str, Any]) -> None:
         """Append a line."""
         self._done[cell_key(line)] = line
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether so much is left."""

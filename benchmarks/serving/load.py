@@ -22,6 +22,10 @@ COUNTERS = {
 }
 
 
+LATE_S = 60.0
+"""For which arrivals go on; the run's stop is what ends them."""
+
+
 @dataclass(frozen=True)
 class Level:
     """How much load.
@@ -87,7 +91,8 @@ async def run_load(
         work_done = asyncio.create_task(_all_answered(run, users, ready))
     else:
         ready.set()
-        until = phases.warmup_s + phases.window_s
+        # Some that come too late: the window begins when the server has told its counters.
+        until = phases.warmup_s + phases.window_s + LATE_S
         work = [asyncio.create_task(_arrive(run, workload, level.amount, until, play))]
         work_done = None
     try:

@@ -49,7 +49,15 @@ class QueryStatistics:
         Args:
             layer: attention layer.
             queries: [tokens, query_heads, head_size] after RoPE, of positions 0, 1, 2 ...
+
+        Raises:
+            ProfileError: queries that are not finite.
         """
+        if not bool(torch.isfinite(queries).all()):
+            raise ProfileError(
+                f"a sample of {len(queries)} tokens has queries that are not finite in layer "
+                f"{layer}: calibrate with --dtype bfloat16 or float32, or leave the text out"
+            )
         for start in range(self._n_sink_tokens, len(queries), _TILE_TOKENS):
             tile = queries[start : start + _TILE_TOKENS]
             positions = torch.arange(start, start + len(tile), device=queries.device)

@@ -172,8 +172,15 @@ class StatisticsRecorder:
         if self._ranks:
             ranks = np.stack([self._ranks[layer] for layer in layers])
             shares = threshold_shares(torch.from_numpy(ranks), self._ratios)
+            curves = np.stack([self._curves[layer] for layer in layers], axis=1)
+            if not np.isfinite(curves).all():
+                raise ProfileError(
+                    f"sample {len(self._lengths)} ({self._num_tokens} tokens) gives statistics "
+                    "that are not finite: calibrate with --dtype bfloat16 or float32, or leave the "
+                    "text out"
+                )
             self._sample_shares.append((shares["crosslayer"].numpy(), shares["perlayer"].numpy()))
-            self._sample_curves.append(np.stack([self._curves[layer] for layer in layers], axis=1))
+            self._sample_curves.append(curves)
         self._num_tokens, self._later = None, ()
         self._seen, self._ranks, self._curves = set(), {}, {}
 

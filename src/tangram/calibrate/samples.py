@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import zip_longest
 from typing import Any
 
 from tangram.errors import ConfigurationError, TextError
+
+TODAY = date(2025, 1, 1)
+"""Of templates that tell the date."""
 
 Messages = Sequence[dict[str, str]]
 Render = Callable[[Messages, bool], str]
@@ -46,13 +50,17 @@ class Sample:
     token_ids: tuple[int, ...]
     later: tuple[int, ...]
 
-    def measured_positions(self) -> tuple[int, ...]:
+    def measured_positions(self, first: int = 0) -> tuple[int, ...]:
         """Positions whose next-token distributions tell what was lost.
 
         The later answers', or the last eighth's of a text without any.
+
+        Args:
+            first: that counts; what comes before the first boundary sees everything.
         """
         tokens = len(self.token_ids)
-        return self.later or tuple(range(tokens - max(1, tokens // 8), tokens))
+        later = tuple(position for position in self.later if position >= first)
+        return later or tuple(range(tokens - max(1, tokens // 8), tokens))
 
 
 class Encoder:
@@ -104,11 +112,14 @@ class Encoder:
         return Sample(text.kind, ids, _positions_before(spans, ends))
 
     def _templated(self, messages: Messages, answer_next: bool) -> str:
+        # The same texts are the same samples on another day.
+        dated = "strftime_now" in str(self.tokenizer.chat_template)
         return str(
             self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=answer_next,
+                **({"strftime_now": TODAY.strftime} if dated else {}),
             )
         )
 

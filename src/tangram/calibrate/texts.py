@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -103,7 +104,7 @@ def read_plain(path: Path, encoder: Encoder) -> list[Text]:
     """Pieces of a text file: paragraphs (parted by empty lines) as long as they fit a sample."""
     pieces: list[list[str]] = [[]]
     tokens = 0
-    for paragraph in _read(path).split("\n\n"):
+    for paragraph in re.split(r"\n[ \t\r]*\n", _read(path)):
         if not paragraph.strip():
             continue
         length = encoder.count(paragraph) + 1
@@ -121,7 +122,7 @@ def read_plain(path: Path, encoder: Encoder) -> list[Text]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"--data {path} cannot be read as UTF-8 text: {error}; give a .jsonl or .txt file, "

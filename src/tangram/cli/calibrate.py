@@ -119,7 +119,7 @@ def _measure(plan: Calibration, profile: Profile, tell: Callable[[str], None]) -
         profile,
         plan.model,
         [sample.token_ids for sample in plan.held],
-        later=[sample.measured_positions() for sample in plan.held],
+        later=[sample.measured_positions(profile.chunk_size_tokens) for sample in plan.held],
         ratios=plan.ratios,
         page_group_size=plan.options.page_group_size,
         time_limit_s=plan.measure_time_s,

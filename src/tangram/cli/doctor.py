@@ -213,7 +213,8 @@ def _media() -> list[Finding]:
         try:
             import_module(package)
         except Exception as error:  # a CUDA build beside a CPU torch raises what it likes
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            first, *_ = str(error).strip().split("\n")
+            reason = f"{type(error).__name__}: {first}"
             rows.append(Finding(package, f"cannot be imported ({reason})", False, remedy))
         else:
             rows.append(Finding(package, version_of(package) or "works"))

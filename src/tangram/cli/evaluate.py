@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +107,9 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
         model = str(bundled_model())
     engine = _engine_options(args.engine)
     config = read_config(model, engine.get("revision"))
+    overrides = engine.get("hf_overrides")
+    if isinstance(overrides, Mapping):  # a function, which vLLM takes too, is only run there
+        config = {**config, **overrides}
     dtype = args.dtype or ("float32" if is_cpu_build() else served_dtype(config))
     settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
     chat = _chat_format(args, model, engine)

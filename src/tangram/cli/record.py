@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tangram.cli.installed import versions
 from tangram.cli.resume import Readings
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.profile import ModelIdentity, Profile
@@ -133,5 +134,6 @@ def _digest_of(
         "chunk": chunk,
         "texts": texts,
         "engine": engine,
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -73,24 +74,34 @@ def cell_figures(script: Script, replies: Sequence[Reply], seconds: float) -> Ce
 def append_cell(path: Path, cell: Cell) -> None:
     """Add a line to a file of cells, in place of a last line that was cut off.
 
-    A last line that is whole and lacks only its end, as some editors leave it, gets it.
-
     Raises:
         ConfigurationError: the file cannot be written.
     """
-    line = json.dumps({"schema": SCHEMA, **cell}, ensure_ascii=False) + "\n"
     try:
-        with path.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            last = content.rfind(b"\n") + 1
-            if _is_json(content[last:]):
-                line = "\n" + line
-            else:
-                file.truncate(last)
-            file.write(line.encode())
+        append_line(path, json.dumps({"schema": SCHEMA, **cell}, ensure_ascii=False))
     except OSError as error:
         raise ConfigurationError(f"--out {path} cannot be written: {error}") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line of JSON to a file, in place of a last one that was cut off.
+
+    A last line that is whole and lacks only its end, as some editors leave it, gets it. Several
+    processes may do so at once.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        content = file.read()
+        last = content.rfind(b"\n") + 1
+        if _is_json(content[last:]):
+            line = "\n" + line
+        elif last < len(content):
+            file.truncate(last)
+        file.write(line.encode() + b"\n")
 
 
 def _is_json(line: bytes) -> bool:
@@ -124,7 +135,7 @@ def read_cells(path: Path, option: str) -> list[Cell]:
         try:
             cell = json.loads(line)
         except ValueError as error:
-            if number == len(lines):
+            if number == len(lines) and line.startswith("{"):
                 continue
             raise ConfigurationError(f"{option} {path}, line {number}: not JSON") from error
         if not isinstance(cell, dict) or not set(REQUIRED) <= set(cell):

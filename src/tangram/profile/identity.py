@@ -141,6 +141,9 @@ class ModelIdentity:
 def _digest(text: Mapping[str, Any]) -> str:
     """SHA-256 of the network's fields; what is absent, null and false counts the same."""
     network: dict[str, Any] = {name: text.get(name) for name in _NETWORK_FIELDS}
+    # A library may rename it as it reads the file.
+    network["num_local_experts"] = network["num_local_experts"] or network.pop("num_experts")
+    network.pop("num_experts", None)
     network["rope"] = _rope(text)
     if text.get("use_sliding_window") is not False:
         network |= {name: text.get(name) for name in _SLIDING_FIELDS}
@@ -166,4 +169,8 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
     rope.setdefault("rope_type", kind)
     if rope["rope_type"] in (None, "default"):
         del rope["rope_type"]
+    # What a library adds to a file that leaves them out.
+    rope.setdefault("rope_theta", 10000)
+    if rope.get("partial_rotary_factor") == 1:
+        del rope["partial_rotary_factor"]
     return {k: float(v) if type(v) is int else v for k, v in rope.items()}

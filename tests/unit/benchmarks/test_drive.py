@@ -144,9 +144,11 @@ def test_another_server_has_cells_of_its_own(bench, options):
 def test_a_line_cut_off_is_played_again(bench):
     cells = ("--sides", "stock", "--cells", "short/closed:2,short/closed:3", "--resume")
     bench.run(*cells)
-    bench.out.write_text(bench.out.read_text()[:-20] + "\n")
+    bench.out.write_text(bench.out.read_text()[:-20])
     bench.run(*cells)
     assert [level for _, _, level in bench.loads] == ["closed 2", "closed 3", "closed 3"]
+    assert [line["level"] for line in bench.lines()] == ["closed 2", "closed 3"]
+    assert report([str(bench.out)]) == 0
 
 
 def test_a_search_without_enough_requests_ends_and_says_so(bench, monkeypatch, capsys):

@@ -118,6 +118,25 @@ def test_short_samples_count_for_nothing(make_recorder, make_sample, record):
     assert same(profile, record(make_recorder(), make_sample(17)))
 
 
+def test_a_sample_that_is_not_finite_is_refused_before_it_counts(
+    make_recorder, make_sample, record
+):
+    recorder = make_recorder()
+    broken = [[tensor.clone() for tensor in layer] for layer in make_sample(60)]
+    broken[1][2][7] = torch.inf
+    with pytest.raises(ProfileError, match=r"sample 2 \(60 tokens\).*not finite.*--dtype bfloat16"):
+        record(recorder, make_sample(40), broken)
+
+
+def test_queries_that_are_not_finite_are_refused(tiny, make_sample):
+    queries = make_sample(60)[1][0].clone()
+    queries[3] = torch.nan
+    frequencies = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)
+    statistics = QueryStatistics(tiny, frequencies, n_sink_tokens=2)
+    with pytest.raises(ProfileError, match="60 tokens has queries that are not finite in layer 1"):
+        statistics.add_layer(1, queries)
+
+
 def test_mistakes_of_the_caller_are_told(make_recorder, make_sample):
     recorder, sample = make_recorder(), make_sample(20)
     with pytest.raises(ProfileError, match=r"not complete: no layers \[0, 1\]"):

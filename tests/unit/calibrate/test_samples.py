@@ -2,7 +2,7 @@
 
 import pytest
 
-from tangram.calibrate.samples import Encoder, Text, held_back, spread_lengths
+from tangram.calibrate.samples import Encoder, Sample, Text, held_back, spread_lengths
 from tangram.errors import ConfigurationError
 from tests.unit.calibrate.tokenizers import CHATML, STRICT, THOUGHTFUL, Slow, by_bytes
 
@@ -94,6 +94,19 @@ def test_plain_text_counts_with_its_last_eighth():
     sample = Encoder(by_bytes(), 1000).encode(Text("text", plain="x" * 80))
     assert len(sample.token_ids) == 80 and sample.later == ()
     assert sample.measured_positions() == tuple(range(70, 80))
+
+
+def test_answers_before_the_first_boundary_tell_nothing():
+    sample = Sample("chat", tuple(range(80)), (5, 9, 40))
+    assert sample.measured_positions(9) == (9, 40)
+    assert sample.measured_positions(41) == tuple(range(70, 80))
+
+
+def test_the_clock_is_not_in_the_samples():
+    """A calibration that is taken up again on another day would begin anew."""
+    tokenizer = by_bytes("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + CHATML)
+    sample = Encoder(tokenizer, 1000).encode(Text("chat", MESSAGES))
+    assert tokenizer.decode(sample.token_ids).startswith("01 Jan 2025 00:00:00.000000")
 
 
 def test_the_end_of_what_is_too_long_is_cut():

@@ -77,6 +77,20 @@ def test_paragraphs_are_joined_as_long_as_they_fit(tmp_path):
     assert found[1].where == f"{path}, piece 2"
 
 
+def test_paragraphs_are_parted_by_lines_that_look_empty(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes("\ufeffone\n \t\ntwo\r\n\r\nthree".encode())
+    found = texts.read_plain(path, Encoder(by_bytes(), 1))
+    assert [text.plain.strip() for text in found] == ["one", "two", "three"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes('\ufeff{"text": "x"}'.encode())
+    (text,) = texts.read_json_lines(path)
+    assert text.plain == "x"
+
+
 def test_texts_are_drawn_by_the_seed_and_short_ones_are_passed_over():
     encoder = Encoder(by_bytes(), 100)
     given = [Text("text", plain=chr(97 + i) * (20 if i % 2 else 60)) for i in range(20)]

@@ -82,14 +82,18 @@ def test_a_wheel_whose_own_command_stops_is_a_warning(monkeypatch, capsys):
 
 def test_a_package_that_cannot_be_imported_fails_with_the_remedy(monkeypatch, tmp_path, capsys):
     (tmp_path / "torchbroken.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (tmp_path / "torchmute.py").write_text("raise RuntimeError")
     (tmp_path / "torchsound.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ("torchbroken", "torchsound", "torchabsent"))
+    monkeypatch.setattr(
+        doctor, "MEDIA_PACKAGES", names := ("torchbroken", "torchmute", "torchsound", "torchabsent")
+    )
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
     line = row(out, "│ torchbroken")
     assert "operator nms does not exist" in line
-    assert "pip uninstall torchbroken torchsound torchabsent" in line
+    assert f"pip uninstall {' '.join(names)}" in line
+    assert "cannot be imported (RuntimeError: )" in row(out, "│ torchmute")
     assert "│ torchsound" in out and "│ torchabsent" not in out
 
 

@@ -154,6 +154,13 @@ def test_the_config_is_that_of_the_revision(hub):
     assert evaluation.engine_options["revision"] == "old"
 
 
+def test_the_config_is_that_which_the_engine_is_told_to_take():
+    argv = [*SMALL, "--engine", 'hf_overrides={"rms_norm_eps": 0.5}', "--dtype", "float32"]
+    evaluation = evaluate.prepare(parser().parse_args(argv), argv)
+    network = ModelIdentity.from_config({**read_config("recall"), "rms_norm_eps": 0.5})
+    assert evaluation.identity["network"] == network.to_dict()
+
+
 def test_options_of_the_engine_are_handed_on(shelf):
     argv = ["--engine", "max-num-seqs=3", "--engine", "enforce_eager=false"]
     assert cli.main(["evaluate", *SMALL, *argv, "--max-model-len", "999"]) == 0

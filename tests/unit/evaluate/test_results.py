@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,6 +73,22 @@ def test_a_line_that_was_cut_within_a_letter_is_replaced(tmp_path):
     path.write_bytes('{"task": "\u5317'.encode()[:-1])
     append_cell(path, cell())
     assert [c["ratio"] for c in read_cells(path, "--out")] == [0.25]
+
+
+def test_what_another_process_adds_meanwhile_stays(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    made = [cell(ratio=ratio) for ratio in (0.1, 0.2, 0.3, 0.4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: [append_cell(path, one) for _ in range(50)], made))
+    assert path.read_text().count("\n") == 200
+    assert {c["ratio"] for c in read_cells(path, "--out")} == {0.1, 0.2, 0.3, 0.4}
+
+
+def test_a_text_of_one_line_is_no_cell_that_was_cut_off(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("remember the milk")
+    with pytest.raises(ConfigurationError, match=r"--out .*notes.txt, line 1: not JSON"):
+        read_cells(path, "--out")
 
 
 @pytest.mark.parametrize("line", ['{"a": 1}', "[1]", "text\n{}"])

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tangram.errors import ProfileError
@@ -58,9 +60,68 @@ def test_the_file_and_what_a_library_makes_of_it_are_the_same_network():
     assert ModelIdentity.from_config(FILE) == ModelIdentity.from_config(READ)
 
 
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 1000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+SLIDING = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+ROUTED = {"num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 8, "moe_intermediate_size": 64, **ROUTED}
+MULTIPLIERS = {
+    "attention_multiplier": 0.01,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+}
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"model_type": "llama", "rope_scaling": None},
+        {
+            "model_type": "llama",
+            "rope_theta": 500000.0,
+            "rope_scaling": LLAMA_3 | {"original_max_position_embeddings": 8192},
+        },
+        {"model_type": "mistral", "rope_theta": 1000000.0, "sliding_window": None},
+        {"model_type": "phi3", "rope_theta": 250000, "rope_scaling": None, "sliding_window": None},
+        {"model_type": "granite", "rope_theta": 1e7, **MULTIPLIERS},
+        {"model_type": "qwen2", "rope_theta": 1000000.0, **SLIDING},
+        {"model_type": "qwen3", "rope_theta": 1000000, "head_dim": 32, **SLIDING},
+        {"model_type": "qwen3_moe", "rope_theta": 1e6, "decoder_sparse_step": 1, **EXPERTS},
+        {
+            "model_type": "mixtral",
+            "rope_theta": 1e6,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+        {"model_type": "stablelm", "partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
+    ],
+    ids=lambda file: file["model_type"],
+)
+def test_a_file_and_what_transformers_makes_of_it_are_the_same_network(file, tmp_path):
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | file))
+    read = AutoConfig.from_pretrained(tmp_path).to_dict()
+    known, found = (ModelIdentity.from_config(config) for config in (SIZES | file, read))
+    assert known.config_sha256 == found.config_sha256
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"partial_rotary_factor": 0.5},
+        {"num_experts": 8},
         {"rope_theta": 10000},
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
         {"intermediate_size": 1},

@@ -67,7 +67,7 @@ def read_records(path: Path, form: str) -> Iterator[Record]:
             file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"--tasks: {path} cannot be read as text ({error}): give a JSON or JSONL file of {form}"
@@ -87,7 +87,7 @@ def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _not_json(path, number, error) from error
 
 
@@ -105,12 +105,12 @@ def _array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             return
         try:
             value, position = decoder.raw_decode(text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _not_json(path, line, error) from error
         yield line, value
 
 
-def _not_json(path: Path, line: int, error: ValueError) -> ConfigurationError:
+def _not_json(path: Path, line: int, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"{path}, line {line}: not JSON ({error}): give JSON lines or one JSON array to --tasks"
     )
