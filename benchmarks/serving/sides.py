@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -34,7 +35,9 @@ SIDES = {
     "evenly-cut": "compression whose decode attention cuts every head alike: no split map",
 }
 COMPRESSED = ("tangram", "tangram-nocache", "uniform", "unragged", "evenly-cut")
-COMPRESSION_OPTIONS = ("budgets", "scorer", "profile", "chunk_size", "page_group_size")
+COMPRESSION_OPTIONS = (
+    "budgets", "retention", "scorer", "profile", "chunk_size", "page_group_size",
+)  # fmt: skip
 SERVER_OPTIONS = (
     *COMPRESSION_OPTIONS, "dtype", "max_model_len", "gpu_memory_utilization", "offload_gib",
     "server_args",
@@ -109,7 +112,12 @@ class Side:
 
 
 def server_options(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a command's options those that make another server of this side."""
+    """Of a command's options those that make another server of this side.
+
+    A file of shares is told by its contents, 12 digits of their SHA-256.
+    """
+    if isinstance(file := options.get("retention"), Path):
+        options = {**options, "retention": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
     unused: tuple[str, ...] = () if side in COMPRESSED else COMPRESSION_OPTIONS
     unused += () if side == "offload" else ("offload_gib",)
     return {name: options.get(name) for name in SERVER_OPTIONS if name not in unused}

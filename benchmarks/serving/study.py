@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = [job for part in args.parts for job in PARTS[part]]
     if args.list:
         for job in jobs:
-            left, dropped = _left(job, args.out)
+            left, dropped = _left(job, args)
             told = ", ".join(left + dropped) or "done"
             print(f"{job.model:14} {job.side:16} {job.ratio:<5g} {told}")
         return 0
@@ -183,7 +183,7 @@ class Study:
         with self._lock:
             while True:
                 for job in list(self._jobs):
-                    cells, dropped = _left(job, self._args.out)
+                    cells, dropped = _left(job, self._args)
                     if any(cell.endswith(STOCKS_RATE) for cell in cells):
                         continue  # the rate is not known yet
                     self._jobs.remove(job)
@@ -236,18 +236,18 @@ class Study:
             ).returncode
 
 
-def _left(job: Job, out: Path) -> tuple[list[str], list[str]]:
+def _left(job: Job, asked: argparse.Namespace) -> tuple[list[str], list[str]]:
     """(the job's cells that are not in the file, why others are not played).
 
     `open:stock` is the rate once that is known.
     """
-    done = drive.Cells(out, resume=True)
+    done = drive.Cells(asked.out, resume=True)
     left, dropped = [], []
     for cell in job.load.cells:
         known = _at_stocks_rate(job, cell, done)
         if known is None:
             dropped.append(f"stock sustains no rate that was tried: {cell} is not played")
-        elif known.endswith(STOCKS_RATE) or _find(job, known, done) is None:
+        elif known.endswith(STOCKS_RATE) or _find(job, known, done, asked.retention) is None:
             left.append(known)
     return left, dropped
 
@@ -272,9 +272,10 @@ def _at_stocks_rate(job: Job, cell: str, done: drive.Cells) -> str | None:
     return None if rate is None else f"{workload}/open:{rate:g}"
 
 
-def _find(job: Job, cell: str, done: drive.Cells) -> dict[str, Any] | None:
+def _find(job: Job, cell: str, done: drive.Cells, retention: Path | None) -> dict[str, Any] | None:
     """The line of a job's cell that is done, as the driver would look for it."""
-    args = drive.parser().parse_args([*_options(job, [cell]), "--out", os.devnull])
+    given = ["--retention", str(retention)] if retention else []
+    args = drive.parser().parse_args([*_options(job, [cell]), *given, "--out", os.devnull])
     return done.find(drive.about(job.side, args, *args.cells[0]))
 
 

@@ -141,6 +141,17 @@ def test_another_server_has_cells_of_its_own(bench, options):
     assert len(bench.loads) == 2
 
 
+def test_shares_of_other_heads_make_another_server(bench, tmp_path):
+    first, same, other = (tmp_path / name for name in ("a.npz", "b.npz", "c.npz"))
+    for file, content in ((first, "1"), (same, "1"), (other, "2")):
+        file.write_text(content)
+    for given in ([], ["--retention", str(first)], ["--retention", str(same)]):
+        bench.run("--resume", *given)
+    assert bench.starts == ["stock", "tangram", "tangram"]
+    bench.run("--resume", "--retention", str(other))
+    assert bench.starts == ["stock", *["tangram"] * 3]
+
+
 def test_a_line_cut_off_is_played_again(bench):
     cells = ("--sides", "stock", "--cells", "short/closed:2,short/closed:3", "--resume")
     bench.run(*cells)
