@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import platform
 import shlex
@@ -167,7 +168,13 @@ def _todo(side: Side, args: argparse.Namespace, cells: Cells) -> Iterator[tuple[
 
 
 def about(side: str, args: argparse.Namespace, workload: str, level: Level) -> dict[str, Any]:
-    """What tells a cell of a side from another: the fields of `KEY`, from the options."""
+    """What tells a cell of a side from another: the fields of `KEY`, from the options.
+
+    A file of shares is told by its contents, 12 digits of their SHA-256.
+    """
+    options = dict(vars(args))
+    if args.retention:
+        options["retention"] = hashlib.sha256(args.retention.read_bytes()).hexdigest()[:12]
     return {
         "what": "sustainable" if level.kind == "search" else "cell",
         "model": args.model,
@@ -179,7 +186,7 @@ def about(side: str, args: argparse.Namespace, workload: str, level: Level) -> d
         "level": str(level),
         "phases": [args.warmup_s, args.window_s],
         "seed": args.seed,
-        "options": server_options(side, vars(args)),
+        "options": server_options(side, options),
         "ttft_limit_s": args.ttft_limit_s if level.kind == "search" else None,
     }
 

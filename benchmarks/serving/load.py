@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.serving.client import Run
 from benchmarks.serving.records import figures
-from benchmarks.serving.workloads import Workload, already_there, arrivals, make_script
+from benchmarks.serving.workloads import Workload, make_script, open_loop
 from tangram.cli.metrics import totals
 
 COUNTERS = {
@@ -160,14 +160,12 @@ async def _user(run: Run, users: int, user: int, play: Play) -> None:
 
 async def _arrive(run: Run, workload: Workload, rate: float, until_s: float, play: Play) -> None:
     """Conversations under way at the start, and all that arrive, each on its own."""
-    there = already_there(workload, rate)
-    spread_s = workload.think_s / max(1, there)
-    tasks = [play(number, number * spread_s, True) for number in range(there)]
+    tasks: list[asyncio.Task[None]] = []
     try:
-        for number, moment in enumerate(arrivals(rate, until_s, run.seed), start=there):
-            if not await run.sleep_until(moment):
+        for number, (moment, joined) in enumerate(open_loop(workload, rate, until_s, run.seed)):
+            if not joined and not await run.sleep_until(moment):
                 break
-            tasks.append(play(number, moment, False))
+            tasks.append(play(number, moment, joined))
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SIDES, server_options
 from tangram.errors import ConfigurationError
+from tangram.vllm_plugin.options import flag
 
 STOCK = "stock"
 SERVER = "server_told"
@@ -148,7 +149,7 @@ def _arguments(line: dict[str, Any]) -> list[str]:
         if name == "server_args":
             found += [f"--{text.strip()}" for text in f" {value}".split(" --")[1:]]
         elif value is not None:
-            found.append(f"--{name.replace('_', '-')} {value}")
+            found.append(f"{flag(name)} {value}")
     return found
 
 

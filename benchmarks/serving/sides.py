@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -112,12 +111,7 @@ class Side:
 
 
 def server_options(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a command's options those that make another server of this side.
-
-    A file of shares is told by its contents, 12 digits of their SHA-256.
-    """
-    if isinstance(file := options.get("retention"), Path):
-        options = {**options, "retention": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
+    """Of a command's options those that make another server of this side."""
     unused: tuple[str, ...] = () if side in COMPRESSED else COMPRESSION_OPTIONS
     unused += () if side == "offload" else ("offload_gib",)
     return {name: options.get(name) for name in SERVER_OPTIONS if name not in unused}

@@ -42,12 +42,12 @@ from benchmarks.serving.workloads import (
     WORKLOADS,
     Script,
     Workload,
-    already_there,
-    arrivals,
     make_script,
+    open_loop,
 )
 from tangram.cli.arguments import positive
 from tangram.errors import ConfigurationError
+from tangram.evaluate.results import append_line
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
 from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
@@ -269,8 +269,12 @@ def simulate(
     """
     vocab_size = engine.config.model_config.get_vocab_size()
     closed = level.kind == "closed"
-    due = _first_turns(workload, level, warmup_s + window_s, seed)
-    joined = int(level.amount) if closed else already_there(workload, level.amount)
+    if closed:
+        turns = [(0.0, True)] * int(level.amount)
+    else:
+        turns = open_loop(workload, level.amount, warmup_s + window_s, seed)
+    due = sorted((moment, number) for number, (moment, _) in enumerate(turns))  # a heap
+    joined = sum(was_there for _, was_there in turns)
     numbers = itertools.count(len(due))
     players: dict[int, _User] = {}
     live: dict[str, Request] = {}
@@ -334,19 +338,6 @@ def simulate(
     }
 
 
-def _first_turns(
-    workload: Workload, level: Level, until_s: float, seed: int
-) -> list[tuple[float, int]]:
-    """(when it is due, number of the conversation) of the first turns, a heap."""
-    if level.kind == "closed":
-        return [(0.0, number) for number in range(int(level.amount))]
-    there = already_there(workload, level.amount)
-    spread_s = workload.think_s / max(1, there)
-    moments = [number * spread_s for number in range(there)]
-    moments += arrivals(level.amount, until_s, seed)
-    return sorted((moment, number) for number, moment in enumerate(moments))
-
-
 @tells_mistakes
 def main(argv: list[str] | None = None) -> int:
     """Simulate every cell on every side."""
@@ -376,8 +367,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
         if args.out:
-            with args.out.open("a") as file:
-                file.write(json.dumps(line | found) + "\n")
+            append_line(args.out, json.dumps(line | found))
     return 0
 
 

@@ -36,6 +36,7 @@ from tangram.cli.metrics import totals
 from tangram.cli.models import RECALL
 from tangram.cli.server import Server, ServerError
 from tangram.evaluate.recall import is_right, make_conversation
+from tangram.evaluate.results import append_line
 
 OVERLOAD = 2.0
 GROWTH = 1.1
@@ -222,8 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     line = {"what": "soak", "model": args.model, "side": args.side, "rate_per_s": args.rate}
     line |= {"minutes": args.minutes, "abort_share": args.abort_share, "wrong": wrong}
     if args.out:
-        with args.out.open("a") as file:
-            file.write(json.dumps(told | about | line | found) + "\n")
+        append_line(args.out, json.dumps(told | about | line | found))
     print(json.dumps(line | found, indent=2))
     return 1 if wrong else 0
 

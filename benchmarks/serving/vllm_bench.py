@@ -30,6 +30,7 @@ from benchmarks.serving.words import write_tokenizer
 from tangram.cli.installed import vllm_command
 from tangram.cli.metrics import totals
 from tangram.cli.server import Server, ServerError
+from tangram.evaluate.results import append_line
 
 TIMEOUT_S = 540.0
 
@@ -96,8 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             line |= {"ratio": args.ratio if side.name in COMPRESSED else None}
             line |= {"counters": counted, "result": found}
             print(side.name, json.dumps({k: found.get(k) for k in BRIEF}), flush=True)
-            with args.out.open("a") as file:
-                file.write(json.dumps(told | about | line) + "\n")
+            append_line(args.out, json.dumps(told | about | line))
     return 0
 
 

@@ -243,6 +243,19 @@ def already_there(workload: Workload, rate_per_s: float) -> int:
     return round(rate_per_s * workload.think_s * (workload.mean_turns - 1))
 
 
+def open_loop(
+    workload: Workload, rate_per_s: float, until_s: float, seed: int
+) -> list[tuple[float, bool]]:
+    """(when its first turn is due, whether it was under way before) of every conversation.
+
+    By number: those that are there at the start, spread over a pause, and then all that arrive.
+    """
+    there = already_there(workload, rate_per_s)
+    spread_s = workload.think_s / max(1, there)
+    found = [(number * spread_s, True) for number in range(there)]
+    return found + [(moment, False) for moment in arrivals(rate_per_s, until_s, seed)]
+
+
 def _tokens(rng: np.random.Generator, count: int, vocab_size: int) -> list[int]:
     found: list[int] = rng.integers(FIRST_TOKEN_ID, vocab_size, count).tolist()
     return found

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from itertools import zip_longest
 from typing import Any
 
 from tangram.errors import ConfigurationError, TextError
-
-TODAY = date(2025, 1, 1)
-"""Of templates that tell the date."""
+from tangram.templates import fixed_clock
 
 Messages = Sequence[dict[str, str]]
 Render = Callable[[Messages, bool], str]
@@ -76,6 +73,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer = tokenizer
+        self._clock = fixed_clock(tokenizer)
         self.max_tokens = max_tokens
 
     def count(self, text: str) -> int:
@@ -112,14 +110,12 @@ class Encoder:
         return Sample(text.kind, ids, _positions_before(spans, ends))
 
     def _templated(self, messages: Messages, answer_next: bool) -> str:
-        # The same texts are the same samples on another day.
-        dated = "strftime_now" in str(self.tokenizer.chat_template)
         return str(
             self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=answer_next,
-                **({"strftime_now": TODAY.strftime} if dated else {}),
+                **self._clock,
             )
         )
 

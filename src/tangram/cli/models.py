@@ -69,10 +69,10 @@ def tokenizer_arguments(engine: Mapping[str, Any], model: str) -> tuple[str, dic
         engine: its keyword arguments.
         model: folder or name.
     """
-    options = {n: engine[n] for n in ("trust_remote_code",) if n in engine}
-    if revision := engine.get("tokenizer_revision") or engine.get("revision"):
-        options["revision"] = revision
-    return engine.get("tokenizer") or model, options
+    revision = engine.get("tokenizer_revision") or engine.get("revision")
+    options = {"trust_remote_code": engine.get("trust_remote_code"), "revision": revision}
+    given = {name: value for name, value in options.items() if value is not None}
+    return engine.get("tokenizer") or model, given
 
 
 def read_config(model: str, revision: str | None = None) -> dict[str, Any]:

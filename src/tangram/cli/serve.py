@@ -21,7 +21,13 @@ from tangram.errors import ProfileError
 from tangram.profile import ModelIdentity, Profile
 from tangram.scorers import get_scorer
 from tangram.vllm_plugin.cached import calibrate_arguments, without_profile
-from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, add_flags
+from tangram.vllm_plugin.options import (
+    AUTO_PROFILE,
+    NO_PROFILE,
+    add_flags,
+    flag,
+    option_names,
+)
 from tangram.vllm_plugin.plan import make_plan
 
 _ENABLE = "--enable-compression"
@@ -116,12 +122,13 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
         defaults["--dtype"] = "float32"
     if "VLLM_CPU_KVCACHE_SPACE" not in environment and "--gpu-memory-utilization" not in flags:
         defaults[_CACHE_MEMORY] = str(_RECALL_CACHE_BYTES)
-    for name, option in bundled_options({_option(flag) for flag in flags}).items():
-        defaults["--" + name.replace("_", "-")] = str(option)
+    given_options = {name for name in option_names() if flag(name) in flags}
+    for name, option in bundled_options(given_options).items():
+        defaults[flag(name)] = str(option)
     arguments: list[str] = []
-    for flag, value in defaults.items():
-        if not {flag, flag.replace("--", "--no-", 1)} & flags:
-            arguments += [flag] if value is None else [flag, value]
+    for argument, value in defaults.items():
+        if not {argument, argument.replace("--", "--no-", 1)} & flags:
+            arguments += [argument] if value is None else [argument, value]
     return arguments
 
 
@@ -148,11 +155,6 @@ def _flags(given: Sequence[str]) -> set[str]:
         for argument in given
         if argument.startswith("-")
     }
-
-
-def _option(flag: str) -> str:
-    """The name among `CompressionOptions` of a flag."""
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _spelled(given: Sequence[str]) -> list[str]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import date
 from typing import Any
 
 from tangram.errors import ConfigurationError
 from tangram.evaluate.tasks.base import Dialogue, Message
-
-TODAY = date(2025, 1, 1)
-"""What templates that ask for the date are told, so that tomorrow's prompts are the same."""
+from tangram.templates import fixed_clock
 
 # Arguments of `apply_chat_template` that are no variables of the template.
 _NO_VARIABLES = (
@@ -27,7 +24,7 @@ class ChatFormat:
         tokenizer: of transformers.
         model: its name, for errors.
         template_options: further variables of the template, such as `enable_thinking`. Without
-            a `strftime_now` of theirs, today is always `TODAY`.
+            a `strftime_now` of theirs, today is always `tangram.templates.TODAY`.
 
     Raises:
         ConfigurationError: the tokenizer has no chat template, or an option is no variable.
@@ -43,9 +40,7 @@ class ChatFormat:
             )
         self._tokenizer = tokenizer
         self._model = model
-        self._options = dict(template_options or {})
-        if "strftime_now" in str(tokenizer.chat_template):  # others may refuse what they lack
-            self._options.setdefault("strftime_now", TODAY.strftime)
+        self._options = {**fixed_clock(tokenizer), **(template_options or {})}
         refused = [name for name in _NO_VARIABLES if name in self._options]
         if refused:
             raise ConfigurationError(

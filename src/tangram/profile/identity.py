@@ -142,8 +142,8 @@ def _digest(text: Mapping[str, Any]) -> str:
     """SHA-256 of the network's fields; what is absent, null and false counts the same."""
     network: dict[str, Any] = {name: text.get(name) for name in _NETWORK_FIELDS}
     # A library may rename it as it reads the file.
-    network["num_local_experts"] = network["num_local_experts"] or network.pop("num_experts")
-    network.pop("num_experts", None)
+    experts = network.pop("num_experts")
+    network["num_local_experts"] = network["num_local_experts"] or experts
     network["rope"] = _rope(text)
     if text.get("use_sliding_window") is not False:
         network |= {name: text.get(name) for name in _SLIDING_FIELDS}

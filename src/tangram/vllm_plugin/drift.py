@@ -108,7 +108,7 @@ class DriftMonitor:
             for array in (reference.mean, reference.deviation, reference.budget)
         )
         self._running = torch.zeros_like(self._mean)
-        self._taken = torch.zeros((), device=device)
+        self._taken = torch.zeros((), dtype=torch.int64, device=device)
         self._ranks: list[Tensor] = []
         self._sealed = self._sampled = 0
         self._warn_at = 0
@@ -155,7 +155,7 @@ class DriftMonitor:
         over = (self._running > self._budget).float().mean()
         self._publish()
         if self._pending is None:
-            result = torch.stack([off, over, self._taken])
+            result = torch.stack([off.double(), over.double(), self._taken.double()])
             event = None
             if result.is_cuda:
                 result = result.to("cpu", non_blocking=True)

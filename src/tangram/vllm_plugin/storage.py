@@ -102,7 +102,6 @@ class SealedCache(_SharedCache):
         if self._plan.drift_sample and self.drift is None:
             self.drift = self._make_drift_monitor(device, vllm_config)
         if self.kernels is not None:
-            self.kernels.forget_caches()
             return
         served = has_kernels(self.geometry, self.scorer.name, self.dtype)
         if device.type != "cuda" or not served:

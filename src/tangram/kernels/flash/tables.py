@@ -55,7 +55,12 @@ def page_numbers(geometry: Geometry, segments: Segments) -> int:
     """Of a step's page table: every sequence has room for as many as the longest."""
     chunks = segments.position // geometry.chunk_size_tokens
     sequences = int(np.count_nonzero(chunks)) * geometry.num_kv_heads
-    return sequences * int(chunks.max(initial=0)) * max(map(max, geometry.head_groups.pages))
+    return sequences * _max_pages(geometry, chunks)
+
+
+def _max_pages(geometry: Geometry, chunks: np.ndarray) -> int:
+    """That a sequence can have, in any layer, of segments that see so many sealed chunks."""
+    return int(chunks.max(initial=0)) * max(map(max, geometry.head_groups.pages))
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class SealedStep:
             starts=_upload(np.append(starts, g.num_kv_heads * total), device),
             num_queries=total,
             max_queries=int(counts.max()),
-            max_pages=int(chunks.max()) * max(map(max, g.head_groups.pages)),
+            max_pages=_max_pages(g, chunks),
         )
 
 
