@@ -26,10 +26,10 @@ from benchmarks.accuracy.plain import (
     rows_of,
     static,
 )
-from tangram.cli.installed import commit, machine, versions
 from tangram.errors import BudgetError, ScorerError
 from tangram.evaluate.results import wilson_interval
 from tangram.geometry import Geometry, HeadGroups
+from tangram.installed import commit, machine, versions
 from tangram.scorers import get_scorer
 
 AXES = {

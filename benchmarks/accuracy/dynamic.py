@@ -35,8 +35,8 @@ from benchmarks.accuracy.plain import (
     static,
 )
 from models.recall.model import RecallModel
-from tangram.cli.installed import commit, machine, versions
 from tangram.evaluate.results import wilson_interval
+from tangram.installed import commit, machine, versions
 from tangram.scorers import get_scorer
 
 SIZES = Sizes()

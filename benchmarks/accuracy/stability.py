@@ -39,9 +39,9 @@ from benchmarks.accuracy.plain import (
 from benchmarks.kernels.budgets import FILE_RATIO, make_benchmark_profile
 from tangram.budgets import allocate
 from tangram.bundled import recall_model_path
-from tangram.cli.installed import commit, machine, versions
-from tangram.evaluate.recall import FILLER, SLOTS
+from tangram.conversations import FILLER, SLOTS
 from tangram.evaluate.results import wilson_interval
+from tangram.installed import commit, machine, versions
 from tangram.profile import ERROR_CURVE, MASS_CURVE, ModelIdentity, Profile, threshold_share
 from tangram.scorers import get_scorer
 
@@ -208,7 +208,7 @@ def record(args: argparse.Namespace) -> None:
         return
     from transformers import AutoTokenizer
 
-    from tangram.cli.record import record_profile
+    from tangram.calibrate.recording.record import record_profile
 
     model = str(recall_model_path())
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -21,7 +21,7 @@ from vllm import LLM, SamplingParams
 
 import tangram
 from tangram.bundled import recall_model_path
-from tangram.evaluate.recall import is_right, make_conversation
+from tangram.conversations import is_right, make_conversation
 
 CONTEXT_TOKENS = 3000
 GRAPHS_ONLY = {

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from tangram.geometry import Geometry
-from tangram.kernels.attend.reference import attend
 from tangram.kernels.flash import (
     PagedAttention,
     SealedPart,
@@ -22,6 +21,7 @@ from tangram.kernels.flash import (
     attend_sealed,
 )
 from tangram.kernels.prefill import Blocks, make_head_table, make_tiles, prefill_attention
+from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import Segments, cut_step
 from tests.kernels.inputs import Pool, fill_step_chunks, make_pool, relative_error
 

@@ -19,8 +19,8 @@ import aiohttp
 
 from benchmarks.serving.records import Record, Sample
 from benchmarks.serving.workloads import Script
-from tangram.cli.metrics import totals
-from tangram.evaluate.recall import vocabulary
+from tangram.conversations import vocabulary
+from tangram.serving.scrape import totals
 
 SAMPLE_INTERVAL_S = 0.5
 REFUSALS = (429, 503)

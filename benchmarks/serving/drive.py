@@ -48,11 +48,11 @@ from benchmarks.serving.sides import (
     server_options,
 )
 from benchmarks.serving.workloads import WORKLOADS, Workload
-from tangram.cli.arguments import share
-from tangram.cli.installed import machine, versions
+from tangram.arguments import share
 from tangram.cli.plan import ITEMSIZE_BYTES
-from tangram.cli.server import Server, ServerError
 from tangram.evaluate.results import append_line
+from tangram.installed import machine, versions
+from tangram.serving.server import Server, ServerError
 
 START_TIMEOUT_S = 300.0
 NOT_DONE = 3

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.serving.client import Run
 from benchmarks.serving.records import figures
 from benchmarks.serving.workloads import Workload, make_script, open_loop
-from tangram.cli.metrics import totals
+from tangram.serving.scrape import totals
 
 COUNTERS = {
     "preemptions": "vllm:num_preemptions_total",

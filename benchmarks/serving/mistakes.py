@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from tangram.cli.arguments import check_output
+from tangram.arguments import check_output
 from tangram.errors import ConfigurationError, TangramError
 
 MISTAKEN = 2

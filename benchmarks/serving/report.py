@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.serving.mistakes import tells_mistakes
 from benchmarks.serving.sides import SIDES, server_options
 from tangram.errors import ConfigurationError
-from tangram.vllm_plugin.options import flag
+from tangram.plan.options import flag
 
 STOCK = "stock"
 SERVER = "server_told"

@@ -12,14 +12,14 @@ from typing import Any
 
 from benchmarks.engine.shapes import CONFIGS, FOLDER, compression_options, write_model
 from tangram.cli.demo import compression_arguments
-from tangram.cli.metrics import parse
-from tangram.cli.models import RECALL, bundled_model, bundled_profile_options, read_config
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
-from tangram.cli.server import Server, ServerError
 from tangram.errors import ConfigurationError
+from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.models import RECALL, bundled_model, bundled_profile_options, read_config
+from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import CompressionPlan, make_plan
+from tangram.serving.scrape import parse
+from tangram.serving.server import Server, ServerError
 
 SERVED_NAME = "bench"
 SIDES = {

@@ -45,15 +45,15 @@ from benchmarks.serving.workloads import (
     make_script,
     open_loop,
 )
-from tangram.cli.arguments import positive
+from tangram.arguments import positive
 from tangram.errors import ConfigurationError
 from tangram.evaluate.results import append_line
+from tangram.plan.compression_plan import plan_of
+from tangram.plan.options import CONFIG_KEY
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
-from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
-from tangram.vllm_plugin.options import CONFIG_KEY
-from tangram.vllm_plugin.plan import plan_of
-from tangram.vllm_plugin.storage import RING_NAME, SEALED_NAME
+from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME
 
 PLAYED = ("stock", "tangram", "unragged", "uniform")
 

@@ -32,11 +32,11 @@ from benchmarks.serving.load import Level, Phases, run_load
 from benchmarks.serving.mistakes import output_file, tells_mistakes
 from benchmarks.serving.sides import SERVED_NAME, SIDES, Model, find_model, make_side
 from benchmarks.serving.workloads import WORKLOADS, Workload
-from tangram.cli.metrics import totals
-from tangram.cli.models import RECALL
-from tangram.cli.server import Server, ServerError
-from tangram.evaluate.recall import is_right, make_conversation
+from tangram.conversations import is_right, make_conversation
 from tangram.evaluate.results import append_line
+from tangram.plan.models import RECALL
+from tangram.serving.scrape import totals
+from tangram.serving.server import Server, ServerError
 
 OVERLOAD = 2.0
 GROWTH = 1.1

@@ -27,10 +27,10 @@ from benchmarks.serving.load import COUNTERS
 from benchmarks.serving.mistakes import output_file, tells_mistakes
 from benchmarks.serving.sides import COMPRESSED, SERVED_NAME, SIDES, Model, find_model, make_side
 from benchmarks.serving.words import write_tokenizer
-from tangram.cli.installed import vllm_command
-from tangram.cli.metrics import totals
-from tangram.cli.server import Server, ServerError
 from tangram.evaluate.results import append_line
+from tangram.installed import vllm_command
+from tangram.serving.scrape import totals
+from tangram.serving.server import Server, ServerError
 
 TIMEOUT_S = 540.0
 

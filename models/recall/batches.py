@@ -2,7 +2,7 @@
 
 A sequence is the mark of the first user turn and a stream of units laid end to end. A unit is a
 filler sentence, a fact, or a question with its answer and the mark of the next user turn, each in
-the ids that the tokenizer and the chat template give for the text of `tangram.evaluate.recall`.
+the ids that the tokenizer and the chat template give for the text of `tangram.conversations`.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangram.evaluate import recall
+from tangram import conversations as recall
 
 _SLOTS = (*recall.SLOTS, "key", "high", "low")
 _FIXED = len(_SLOTS)

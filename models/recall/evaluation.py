@@ -3,7 +3,7 @@
 import torch
 from model import RecallModel
 
-from tangram.evaluate import recall
+from tangram import conversations as recall
 
 #: Context tokens, facts, turns of the conversations that the README reports.
 LENGTHS = (

@@ -20,9 +20,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from tangram.budgets import measured_entries
-from tangram.cli.measure import measure_budgets
-from tangram.cli.record import record_profile
-from tangram.evaluate.recall import CODE_DIGITS, Conversation, make_conversation
+from tangram.calibrate.budget_search.measure import measure_budgets
+from tangram.calibrate.recording.record import record_profile
+from tangram.conversations import CODE_DIGITS, Conversation, make_conversation
 from tangram.profile import Profile
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tangram.evaluate import recall
+from tangram import conversations as recall
 
 END = "<|end|>"
 PAD = "<|pad|>"

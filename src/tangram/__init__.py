@@ -7,7 +7,7 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tangram.vllm_plugin.llm import LLM
+    from tangram.engines.llm import LLM
 
 __all__ = ["LLM", "__version__"]
 
@@ -19,7 +19,7 @@ except _metadata.PackageNotFoundError:  # a source tree on the path, not install
 
 def __getattr__(name: str) -> Any:
     if name == "LLM":
-        from tangram.vllm_plugin.llm import LLM
+        from tangram.engines.llm import LLM
 
         return LLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

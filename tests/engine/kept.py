@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tangram.vllm_plugin.storage import SealedCache
+    from tangram.vllm_plugin.worker.storage import SealedCache
 
 Blocks = dict[tuple[int, ...], list[int]]
 """Sealed blocks of requests, by the tokens of their prompts."""
@@ -18,7 +18,7 @@ Blocks = dict[tuple[int, ...], list[int]]
 
 def sealed_cache(llm: Any) -> SealedCache:
     """The sealed pages of an engine in this process."""
-    from tangram.vllm_plugin.storage import SEALED_NAME
+    from tangram.vllm_plugin.worker.storage import SEALED_NAME
 
     return llm.llm_engine.vllm_config.compilation_config.static_forward_context[SEALED_NAME]
 

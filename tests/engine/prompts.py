@@ -6,7 +6,7 @@ import functools
 import random
 from typing import Any
 
-from tangram.evaluate.recall import make_conversation
+from tangram.conversations import make_conversation
 from tests.engine.harness import MODEL
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tangram.budgets import LEVELS, MEASURED
+from tangram.plan.compression_plan import plan_of
 from tangram.scorers import get_scorer, scorer_names
-from tangram.vllm_plugin.plan import plan_of
 from tests import page_scorer
 from tests.engine.harness import (
     DEVICE,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tangram.errors import ConfigurationError
-from tangram.vllm_plugin import auto_profile
-from tangram.vllm_plugin.options import CONFIG_KEY
-from tangram.vllm_plugin.plan import plan_of
+from tangram.plan.compression_plan import plan_of
+from tangram.plan.options import CONFIG_KEY
+from tangram.vllm_plugin.frontend import auto_profile
 from tests.engine.harness import MODEL
 from tests.engine.profiles import make_profile
 from tests.engine.test_refusals import configure, parse

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tangram import cli
+from tangram.calibrate.recording.record import record_profile
 from tangram.cli import calibrate
-from tangram.cli.record import record_profile
 from tangram.profile import Profile
 from tests.engine.profiles import identity
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_broken_off_gives_the_same_bytes(tmp_path, record, capsys)
 def test_budgets_are_measured_on_texts_held_back(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from tangram.cli.calibration import prepare
+    from tangram.calibrate.preparation import prepare
 
     calls = []
 
@@ -80,9 +80,9 @@ def test_budgets_are_measured_on_texts_held_back(tmp_path, monkeypatch):
         progress("ratio 0.5: a line")
         return replace(profile, extra={**profile.extra, "measured": list(ratios)})
 
-    module = types.ModuleType("tangram.cli.measure")
+    module = types.ModuleType("tangram.calibrate.budget_search.measure")
     module.measure_budgets = measure_budgets
-    monkeypatch.setitem(sys.modules, "tangram.cli.measure", module)
+    monkeypatch.setitem(sys.modules, "tangram.calibrate.budget_search.measure", module)
     out = tmp_path / "p.profile"
     assert run(out, "--measure-time-limit", "7", "--dtype", "float32") == 0
 
@@ -112,7 +112,7 @@ GRANITE = dict(
 
 def test_a_model_whose_layers_take_no_residual(tmp_path):
     """Granite's add what a layer gives themselves; hooks once took three arguments for granted."""
-    from tangram.vllm_plugin.capture import FullKVEngine
+    from tangram.engines.capturing import FullKVEngine
 
     (tmp_path / "config.json").write_text(json.dumps(GRANITE))
     engine = dict(load_format="dummy", skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 24)

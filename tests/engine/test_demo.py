@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tangram import cli
-from tangram.evaluate.recall import make_conversation
+from tangram.conversations import make_conversation
 from tests.engine.harness import DEVICE
 
 STOCK_BLOCK_TOKENS = 16 if DEVICE.has_kernels else 128

@@ -7,9 +7,9 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from tangram.vllm_plugin.drift import LEAST_CHUNKS, DriftMonitor
-from tangram.vllm_plugin.drift_board import DriftBoard
-from tangram.vllm_plugin.storage import SEALED_NAME
+from tangram.vllm_plugin.drift.board import DriftBoard
+from tangram.vllm_plugin.drift.monitor import LEAST_CHUNKS, DriftMonitor
+from tangram.vllm_plugin.worker.storage import SEALED_NAME
 from tests.engine.harness import MODEL, engine, generate
 from tests.engine.prompts import conversation_prompt, noise
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tangram.budgets import allocate, measured_entries
-from tangram.cli.measure import measure_budgets
+from tangram.calibrate.budget_search.measure import measure_budgets
 from tangram.errors import BudgetError, ConfigurationError
 from tangram.geometry import HeadGroups
-from tangram.vllm_plugin.plan import plan_of
+from tangram.plan.compression_plan import plan_of
 from tests.engine.harness import (
     CACHE_BYTES,
     DEVICE,
@@ -110,7 +110,7 @@ def refuse_what_cannot_be_swapped(llm) -> None:
 
 
 def swap(llm, head_groups: HeadGroups) -> None:
-    from tangram.vllm_plugin.swap import swap_budgets
+    from tangram.engines.swapping import swap_budgets
 
     swap_budgets(llm, head_groups)
 
@@ -125,7 +125,7 @@ def far_apart(one, two) -> bool:
 
 
 def test_distributions_are_those_of_the_engine():
-    from tangram.vllm_plugin.states import ReadingEngine
+    from tangram.engines.reading import ReadingEngine
 
     close = 1e-4 if EXACT else 1e-2
     whole = conversation_prompt(1, 150)
@@ -164,7 +164,7 @@ def test_distributions_are_those_of_the_engine():
 
 def swap_effect() -> list[float]:
     """Divergence of two budgets' distributions on each of three texts that are read together."""
-    from tangram.vllm_plugin.states import ReadingEngine
+    from tangram.engines.reading import ReadingEngine
 
     samples = [conversation_prompt(1, 150), noise(2, 70), noise(3, 200)]
     everywhere = [range(len(sample)) for sample in samples]

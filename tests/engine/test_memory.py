@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tangram.vllm_plugin.counts import count_blocks
-from tangram.vllm_plugin.plan import plan_of
+from tangram.plan.compression_plan import plan_of
+from tangram.vllm_plugin.core.counts import count_blocks
 from tests.engine.harness import engine, few, generate
 from tests.engine.prompts import conversation_prompt, noise
 

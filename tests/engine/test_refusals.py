@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tangram.errors import ConfigurationError, TangramError, UnsupportedError
+from tangram.plan.compression_plan import plan_of
+from tangram.plan.options import CONFIG_KEY
 from tangram.vllm_plugin import register
-from tangram.vllm_plugin.options import CONFIG_KEY
-from tangram.vllm_plugin.plan import plan_of
 from tests.engine.harness import DEVICE, MODEL
 from tests.engine.profiles import make_profile
 
@@ -27,7 +27,7 @@ QUANTISED_CACHE = dict(
 @pytest.fixture
 def warnings(monkeypatch):
     """What a configuration warns of."""
-    from tangram.vllm_plugin import configure as module
+    from tangram.vllm_plugin.frontend import configure as module
 
     told = []
     monkeypatch.setattr(module.logger, "warning", lambda text, *args: told.append(text % args))
@@ -244,7 +244,7 @@ def test_a_checkpoint_with_scales_is_served_with_a_cache_that_does_without(tmp_p
 def test_layers_with_other_heads_than_the_config_says():
     from vllm.config import set_current_vllm_config
 
-    from tangram.vllm_plugin.backend import CompressedAttentionImpl
+    from tangram.vllm_plugin.worker.backend import CompressedAttentionImpl
 
     with set_current_vllm_config(configure()), pytest.raises(UnsupportedError) as error:
         CompressedAttentionImpl(8, 64, 1.0, num_kv_heads=1)
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path):
 
 
 def test_without_a_profile_one_warning_says_that_budgets_are_uniform(monkeypatch):
-    from tangram.vllm_plugin import configure as module
+    from tangram.vllm_plugin.frontend import configure as module
 
     warnings = []
     monkeypatch.setattr(module.logger, "warning", lambda text, *args: warnings.append(text))
@@ -435,7 +435,7 @@ def test_llm_refuses_an_additional_config_that_contradicts_it(enable, given):
 
 
 def test_adding_the_flags_twice_is_an_error_of_the_parser_and_not_silent():
-    from tangram.vllm_plugin.options import add_flags
+    from tangram.plan.options import add_flags
 
     parser = argparse.ArgumentParser()
     add_flags(parser)

@@ -19,11 +19,11 @@ from benchmarks.serving.load import Level, Phases, run_load
 from benchmarks.serving.sides import SERVED_NAME, find_model
 from benchmarks.serving.soak import failures, soak
 from benchmarks.serving.workloads import WORKLOADS
-from tangram.cli.server import Server
-from tangram.evaluate.recall import is_right, make_conversation
+from tangram.conversations import is_right, make_conversation
 from tangram.geometry import BlockCount, Geometry
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import make_plan
+from tangram.plan.compression_plan import make_plan
+from tangram.plan.options import CompressionOptions
+from tangram.serving.server import Server
 from tests.engine.harness import DEVICE, MODEL, assert_close
 from tests.engine.profiles import identity, make_profile
 from tests.engine.prompts import noise

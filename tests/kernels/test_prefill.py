@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tangram.kernels.attend.reference import attend
+from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import Segments, cut_step
 from tests.kernels.inputs import TOLERANCE, Pool, fill_step_chunks, make_geometry, make_pool
 from tests.kernels.inputs import relative_error as error_of

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangram.kernels.attend import attend
-from tangram.kernels.seal import pack
+from tangram.kernels.reference.attend import attend
+from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import cut_step
 from tests.kernels.inputs import make_geometry, make_pool, relative_error
 

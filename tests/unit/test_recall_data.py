@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tangram import conversations as recall
 from tangram.bundled import recall_model_path
+from tangram.conversations import is_right, make_conversation
 from tangram.errors import ConfigurationError
-from tangram.evaluate import recall
-from tangram.evaluate.recall import is_right, make_conversation
 
 FOLDER = recall_model_path()
 SCRIPTS = ("tokenizer", "model", "batches", "evaluation")

@@ -1,8 +1,8 @@
 """Calibration: what the samples say about every head, gathered into a profile."""
 
-from tangram.calibrate.queries import QueryStatistics
-from tangram.calibrate.recorder import DEFAULT_RATIOS, StatisticsRecorder
-from tangram.calibrate.samples import Encoder, Sample, Text, held_back
+from tangram.calibrate.recording.queries import QueryStatistics
+from tangram.calibrate.recording.recorder import DEFAULT_RATIOS, StatisticsRecorder
+from tangram.calibrate.texts.samples import Encoder, Sample, Text, held_back
 
 __all__ = [
     "DEFAULT_RATIOS",

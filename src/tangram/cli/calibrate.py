@@ -16,21 +16,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tangram.cli.arguments import count, positive, ratios
-from tangram.cli.calibration import (
+from tangram.arguments import count, positive, ratios
+from tangram.calibrate.preparation import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MEASURE_RATIOS,
     Calibration,
     prepare,
 )
-from tangram.cli.models import RECALL, RECALL_GROUP_SIZE, is_bundled
-from tangram.cli.record import record_profile
-from tangram.cli.sample_sets import BUNDLED, HUB
+from tangram.calibrate.recording.record import record_profile
+from tangram.calibrate.texts.sample_sets import BUNDLED, HUB
 from tangram.errors import ConfigurationError
+from tangram.plan.models import RECALL, RECALL_GROUP_SIZE, is_bundled
+from tangram.plan.options import CompressionOptions, flag
 from tangram.profile import Profile
 from tangram.profile.cache import locked
 from tangram.scorers import DEFAULT_SCORER
-from tangram.vllm_plugin.options import CompressionOptions, flag
 
 DEFAULT_SAMPLES = 50
 DEFAULT_MEASURE_TIME_S = 300.0
@@ -113,7 +113,7 @@ def calibrate(
 
 
 def _measure(plan: Calibration, profile: Profile, tell: Callable[[str], None]) -> Profile:
-    from tangram.cli.measure import measure_budgets
+    from tangram.calibrate.budget_search.measure import measure_budgets
 
     return measure_budgets(
         profile,

@@ -21,24 +21,24 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tangram.cli.arguments import check_output, count
+from tangram.arguments import check_output, count
 from tangram.cli.demo_report import print_report, report, server_figures
-from tangram.cli.installed import is_cpu_build
-from tangram.cli.metrics import PeakSampler, parse
-from tangram.cli.models import (
+from tangram.conversations import TURN_TOKENS, Conversation, make_conversation
+from tangram.errors import ConfigurationError
+from tangram.installed import is_cpu_build
+from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.models import (
     RECALL,
     RECALL_GROUP_SIZE,
     bundled_model,
     bundled_profile_options,
     read_config,
 )
-from tangram.cli.play import MAX_ANSWER_TOKENS, client_of, hold_all, play
-from tangram.cli.server import Server, ServerError
-from tangram.errors import ConfigurationError
-from tangram.evaluate.recall import TURN_TOKENS, Conversation, make_conversation
+from tangram.plan.options import NO_PROFILE, CompressionOptions, flag
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.options import NO_PROFILE, CompressionOptions, flag
-from tangram.vllm_plugin.plan import CompressionPlan, make_plan
+from tangram.serving.played import MAX_ANSWER_TOKENS, client_of, hold_all, play
+from tangram.serving.scrape import PeakSampler, parse
+from tangram.serving.server import Server, ServerError
 
 STOCK, COMPRESSED = "stock", "compressed"
 START_TIMEOUT_S = 300.0

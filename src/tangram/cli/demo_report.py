@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tangram.cli.installed import commit, machine, versions
-from tangram.cli.metrics import CacheMetrics
-from tangram.cli.play import Reply
-from tangram.cli.server import Server
 from tangram.geometry import Geometry
-from tangram.vllm_plugin.plan import CompressionPlan
+from tangram.installed import commit, machine, versions
+from tangram.plan.compression_plan import CompressionPlan
+from tangram.serving.played import Reply
+from tangram.serving.scrape import CacheMetrics
+from tangram.serving.server import Server
 
 MIB = 1 << 20
 _LAYOUT = re.compile(r"KV cache compression: .* layout ([0-9a-f]+)")

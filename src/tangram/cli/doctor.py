@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tangram.cli.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
-from tangram.cli.metrics import samples
 from tangram.errors import ConfigurationError, TangramError
-from tangram.vllm_plugin.drift_board import LEAST_CHUNKS
+from tangram.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
+from tangram.serving.scrape import samples
+from tangram.vllm_plugin.drift.board import LEAST_CHUNKS
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN = "tangram.vllm_plugin:register"
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         findings.append(_model(args.model))
     _print("Installed", findings, console)
     if has_vllm:
-        from tangram.vllm_plugin.hooks import SUPPORTED_VLLM, check_hooks
+        from tangram.vllm_plugin.compat.hooks import SUPPORTED_VLLM, check_hooks
 
         hooks = [
             Finding(r.name, "ok" if r.ok else f"{r.where}: {r.difference}", r.ok, r.reason)
@@ -190,7 +190,7 @@ def _environment(has_vllm: bool) -> list[Finding]:
     )
     if not has_vllm:
         return rows
-    from tangram.vllm_plugin.hooks import describe_platform
+    from tangram.vllm_plugin.compat.hooks import describe_platform
 
     try:
         rows.append(Finding("vLLM serves on", describe_platform()))
@@ -222,10 +222,10 @@ def _media() -> list[Finding]:
 
 
 def _model(model: str) -> Finding:
-    from tangram.cli.models import read_config, refuse_config
+    from tangram.plan.compression_plan import make_plan
+    from tangram.plan.models import read_config, refuse_config
+    from tangram.plan.options import CompressionOptions
     from tangram.profile import ModelIdentity
-    from tangram.vllm_plugin.options import CompressionOptions
-    from tangram.vllm_plugin.plan import make_plan
 
     try:
         config = read_config(model)

@@ -13,21 +13,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tangram.cli.arguments import check_output
-from tangram.cli.evaluate_cells import Grid, Setting, make_engine, make_settings, play_scripts
+from tangram.arguments import check_output
 from tangram.cli.evaluate_options import parser
 from tangram.cli.evaluate_report import print_tables
-from tangram.cli.installed import commit, is_cpu_build, machine, versions
-from tangram.cli.models import bundled_model, is_bundled, read_config, tokenizer_arguments
 from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
+from tangram.engines.arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
+from tangram.evaluate.cells import Grid, Setting, make_engine, make_settings, play_scripts
 from tangram.evaluate.chat import ChatFormat
 from tangram.evaluate.play import Script, make_script
 from tangram.evaluate.plot import draw, require_plots
 from tangram.evaluate.results import Cell, append_cell, read_cells, settings_digest
 from tangram.evaluate.tasks import Sizes, get_task
+from tangram.installed import commit, is_cpu_build, machine, versions
+from tangram.plan.models import bundled_model, is_bundled, read_config, tokenizer_arguments
 from tangram.profile import ModelIdentity, text_config
-from tangram.vllm_plugin.engine_arguments import check_engine_arguments
 
 _OWN_OPTIONS = ("model", "max_model_len", "dtype", "enable_prefix_caching", "additional_config")
 _ENVIRONMENT = {

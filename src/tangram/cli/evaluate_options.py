@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tangram.cli.arguments import count
+from tangram.arguments import count
 from tangram.cli.plan import ITEMSIZE_BYTES
 from tangram.evaluate.tasks import task_names
 from tangram.scorers import DEFAULT_SCORER

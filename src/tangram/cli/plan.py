@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tangram.cli.arguments import check_output, count, lengths, positive
+from tangram.arguments import check_output, count, lengths, positive
 from tangram.cli.balance import (
     DEFAULT_THREAD_BLOCKS,
     H200_SMS,
@@ -21,8 +21,12 @@ from tangram.cli.balance import (
     balance_figures,
     balance_table,
 )
-from tangram.cli.installed import versions
-from tangram.cli.models import (
+from tangram.errors import ConfigurationError, ProfileError
+from tangram.geometry import Geometry
+from tangram.installed import versions
+from tangram.plan.cached import cached_profile, needs_profile
+from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.models import (
     RECALL,
     bundled_model,
     bundled_options,
@@ -30,12 +34,8 @@ from tangram.cli.models import (
     read_config,
     refuse_config,
 )
-from tangram.errors import ConfigurationError, ProfileError
-from tangram.geometry import Geometry
+from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, add_flags
 from tangram.profile import ModelIdentity, text_config
-from tangram.vllm_plugin.cached import cached_profile, needs_profile
-from tangram.vllm_plugin.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, add_flags
-from tangram.vllm_plugin.plan import CompressionPlan, make_plan
 
 GIB = 1 << 30
 FULL_BLOCK_TOKENS = 16

@@ -8,27 +8,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tangram.cli.installed import is_cpu_build, vllm_command
-from tangram.cli.models import (
+from tangram.cli.plan import compression_options
+from tangram.errors import ProfileError
+from tangram.installed import is_cpu_build, vllm_command
+from tangram.plan.cached import calibrate_arguments, without_profile
+from tangram.plan.compression_plan import make_plan
+from tangram.plan.models import (
     RECALL,
     bundled_model,
     bundled_options,
     is_bundled,
     read_config,
 )
-from tangram.cli.plan import compression_options
-from tangram.errors import ProfileError
-from tangram.profile import ModelIdentity, Profile
-from tangram.scorers import get_scorer
-from tangram.vllm_plugin.cached import calibrate_arguments, without_profile
-from tangram.vllm_plugin.options import (
+from tangram.plan.options import (
     AUTO_PROFILE,
     NO_PROFILE,
     add_flags,
     flag,
     option_names,
 )
-from tangram.vllm_plugin.plan import make_plan
+from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import get_scorer
 
 _ENABLE = "--enable-compression"
 _CACHE_MEMORY = "--kv-cache-memory-bytes"

@@ -7,6 +7,6 @@ all of which step aside unless a configuration asks for compression.
 
 def register() -> None:
     """Install the plugin in this process; running it again changes nothing."""
-    from tangram.vllm_plugin import overrides
+    from tangram.vllm_plugin.frontend import overrides
 
     overrides.install()

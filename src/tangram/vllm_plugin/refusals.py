@@ -12,7 +12,7 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tangram.errors import UnsupportedError
-from tangram.vllm_plugin.overrides import WORKER_EXTENSION_PATH
+from tangram.vllm_plugin.frontend.overrides import WORKER_EXTENSION_PATH
 
 _FULL_ATTENTION = {"attention", "full_attention"}
 
@@ -178,7 +178,7 @@ def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
     """
     from vllm.model_executor.models.utils import extract_layer_index
 
-    from tangram.vllm_plugin.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+    from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
 
     ours = SealedSpec | RecentSpec | QueryRingSpec
     others = [name for name, spec in specs.items() if not isinstance(spec, ours)]

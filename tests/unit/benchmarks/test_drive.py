@@ -13,9 +13,9 @@ from benchmarks.serving import drive, simulate, soak, vllm_bench
 from benchmarks.serving.load import Level
 from benchmarks.serving.report import main as report
 from benchmarks.serving.sides import COMPRESSED, SIDES, check_side, make_side
-from tangram.cli.server import ServerError
 from tangram.kernels.decode import make_split_map
-from tangram.vllm_plugin import device
+from tangram.serving.server import ServerError
+from tangram.vllm_plugin.worker import device
 
 
 def figures(ttft_s=1.0, count=40):

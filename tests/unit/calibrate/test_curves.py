@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tangram.calibrate.curves import later_positions, later_queries
+from tangram.calibrate.recording.layer_sample import later_positions, later_queries
 from tangram.scorers import Chunks, get_scorer, top_rows
 
 SCALE = 0.4

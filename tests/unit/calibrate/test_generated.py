@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tangram.calibrate.generated import KINDS, builtin_samples, make_text
-from tangram.calibrate.samples import Encoder
+from tangram.calibrate.texts.generated import KINDS, builtin_samples, make_text
+from tangram.calibrate.texts.samples import Encoder
 from tangram.errors import ConfigurationError
 from tests.unit.calibrate.tokenizers import by_bytes, by_words
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tangram.calibrate import QueryStatistics
-from tangram.calibrate.queries import unrotate
+from tangram.calibrate.recording.queries import unrotate
 from tangram.errors import ProfileError
 
 FREQUENCIES = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tangram.calibrate.samples import Encoder, Sample, Text, held_back, spread_lengths
+from tangram.calibrate.texts.samples import Encoder, Sample, Text, held_back, spread_lengths
 from tangram.errors import ConfigurationError
 from tests.unit.calibrate.tokenizers import CHATML, STRICT, THOUGHTFUL, Slow, by_bytes
 

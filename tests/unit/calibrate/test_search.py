@@ -9,9 +9,15 @@ import pytest
 from tangram.budgets import BudgetProblem, MeasuredEntry, with_entry
 from tangram.budgets.curves import greedy_pages
 from tangram.budgets.grouping import group_by_demand, head_pages
-from tangram.calibrate.candidates import blends, nearby, single_rules
-from tangram.calibrate.moves import PageWorth, against_all, between, move_pages, shake_pages
-from tangram.calibrate.search import search_budgets
+from tangram.calibrate.budget_search.candidates import blends, nearby, single_rules
+from tangram.calibrate.budget_search.moves import (
+    PageWorth,
+    against_all,
+    between,
+    move_pages,
+    shake_pages,
+)
+from tangram.calibrate.budget_search.search import search_budgets
 from tangram.errors import ConfigurationError
 from tangram.profile import ModelIdentity, Profile
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tangram.calibrate import texts
-from tangram.calibrate.samples import Encoder, Text
+from tangram.calibrate.texts import files as texts
+from tangram.calibrate.texts.samples import Encoder, Text
 from tangram.errors import ConfigurationError
 from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 

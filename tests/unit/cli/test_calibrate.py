@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from tangram import cli
-from tangram.cli import calibrate, calibration
+from tangram.calibrate import preparation as calibration
+from tangram.calibrate.preparation import _max_tokens, prepare
+from tangram.calibrate.recording.record import record_profile
+from tangram.cli import calibrate
 from tangram.cli.calibrate import _serve_command, _summary, parser
-from tangram.cli.calibration import _max_tokens, prepare
-from tangram.cli.models import bundled_model, tokenizer_arguments
-from tangram.cli.record import record_profile
 from tangram.errors import ConfigurationError, UnsupportedError
+from tangram.plan.models import bundled_model, tokenizer_arguments
 from tangram.profile import Profile
 from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
@@ -268,7 +269,7 @@ def test_a_scorer_that_needs_rope_is_refused_before_a_sample_is_read(monkeypatch
             closed.append(True)
 
     capture = SimpleNamespace(FullKVEngine=Engine)
-    monkeypatch.setitem(sys.modules, "tangram.vllm_plugin.capture", capture)
+    monkeypatch.setitem(sys.modules, "tangram.engines.capturing", capture)
     with pytest.raises(UnsupportedError, match="CohereForCausalLM.*--compression-scorer$"):
         record_profile("m", [[1] * 9], scorer_name="expected_attention", description="")
     assert closed
@@ -284,7 +285,7 @@ def test_what_was_found_is_kept_where_measuring_fails(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(calibrate, "record_profile", lambda *args, **options: profile)
     module = SimpleNamespace(measure_budgets=measure_budgets)
-    monkeypatch.setitem(sys.modules, "tangram.cli.measure", module)
+    monkeypatch.setitem(sys.modules, "tangram.calibrate.budget_search.measure", module)
     out = tmp_path / "p.profile"
     out.write_bytes(b"an older one")
     arguments = ["recall", "--out", str(out), "--samples", "4", "--max-tokens", "600"]

@@ -9,9 +9,9 @@ import pytest
 from tangram import cli
 from tangram.cli import demo
 from tangram.cli.demo_report import server_figures
-from tangram.cli.metrics import CacheMetrics
-from tangram.cli.play import Reply
-from tangram.cli.server import ServerError
+from tangram.serving.played import Reply
+from tangram.serving.scrape import CacheMetrics
+from tangram.serving.server import ServerError
 
 MIB = 1 << 20
 REPLIES = [

@@ -8,8 +8,8 @@ import pytest
 
 from tangram import cli
 from tangram.cli import doctor
-from tangram.vllm_plugin import hooks
-from tangram.vllm_plugin.hooks import HookResult
+from tangram.vllm_plugin.compat import hooks
+from tangram.vllm_plugin.compat.hooks import HookResult
 
 GOOD = HookResult("a good hook", "vllm.place:thing", "what it is for", None)
 BROKEN = HookResult("a broken hook", "vllm.place:other", "what it was for", "takes [x], lacks y")

@@ -8,9 +8,9 @@ import pytest
 
 from tangram import cli
 from tangram.cli import evaluate
-from tangram.cli.evaluate_cells import Grid, make_settings
 from tangram.cli.evaluate_options import parser
-from tangram.cli.models import bundled_model, read_config
+from tangram.evaluate.cells import Grid, make_settings
+from tangram.plan.models import bundled_model, read_config
 from tangram.profile import ERROR_CURVE, QUERY_MEAN, ModelIdentity, Profile
 
 SMALL = (

@@ -7,7 +7,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 
-from tangram.vllm_plugin import hook_checks, hooks
+from tangram.vllm_plugin.compat import checks as hook_checks
+from tangram.vllm_plugin.compat import hooks
 
 
 def test_the_installed_vllm_has_every_hook():

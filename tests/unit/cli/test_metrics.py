@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tangram.cli.metrics import CacheMetrics, PeakSampler, parse, totals
+from tangram.serving.scrape import CacheMetrics, PeakSampler, parse, totals
 
 TEXT = """\
 # HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.

@@ -8,9 +8,9 @@ import pytest
 from tangram import cli
 from tangram.bundled import recall_model_path
 from tangram.cli.plan import most_blocks, served_dtype
+from tangram.plan.cached import cached_profile
+from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.cached import cached_profile
-from tangram.vllm_plugin.options import CompressionOptions
 
 MIB = 1 << 20
 

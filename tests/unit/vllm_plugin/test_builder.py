@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tangram.vllm_plugin.backend import CompressedMetadataBuilder
+from tangram.vllm_plugin.worker.backend import CompressedMetadataBuilder
 
 
 class Kernels:

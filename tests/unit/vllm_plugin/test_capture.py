@@ -8,7 +8,7 @@ from torch import nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
-from tangram.vllm_plugin.capture import _can_be_looked_into, _rope_frequencies, _weight
+from tangram.engines.capturing import _can_be_looked_into, _rope_frequencies, _weight
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 YARN = PLAIN | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.metrics.stats import SchedulerStats
 
-from tangram.vllm_plugin.counts import STATS_KEY, CacheCounts, SealedCounts, take_counts
+from tangram.vllm_plugin.core.counts import STATS_KEY, CacheCounts, SealedCounts, take_counts
 
 requests = st.lists(st.lists(st.integers(0, 8), unique=True, max_size=5), max_size=6)
 

@@ -10,11 +10,11 @@ import torch
 
 from tangram.errors import ConfigurationError
 from tangram.kernels.segments import SealingChunks
+from tangram.plan.compression_plan import make_plan
+from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity, Profile
-from tangram.vllm_plugin.drift import LEAST_CHUNKS, LIMITS, DriftMonitor, DriftReference
-from tangram.vllm_plugin.drift_board import DriftBoard, DriftReader, DriftReading, board_path
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import make_plan
+from tangram.vllm_plugin.drift.board import DriftBoard, DriftReader, DriftReading, board_path
+from tangram.vllm_plugin.drift.monitor import LEAST_CHUNKS, LIMITS, DriftMonitor, DriftReference
 
 MODEL = ModelIdentity("Sample", 2, 2, 4, 64, 256, 100)
 RATIO, TOKENS = 0.25, 64

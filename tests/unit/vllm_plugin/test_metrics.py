@@ -12,12 +12,12 @@ import pytest
 from prometheus_client import REGISTRY
 from vllm.v1.metrics.stats import SchedulerStats
 
+from tangram.plan.compression_plan import make_plan
+from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.counts import STATS_KEY, CacheCounts
-from tangram.vllm_plugin.drift_board import DriftReading
-from tangram.vllm_plugin.metrics import CompressionLogger, WritingCompressionLogger
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import make_plan
+from tangram.vllm_plugin.core.counts import STATS_KEY, CacheCounts
+from tangram.vllm_plugin.drift.board import DriftReading
+from tangram.vllm_plugin.frontend.metrics import CompressionLogger, WritingCompressionLogger
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ModelIdentity("Sample", 2, 4, 8, 64, 512, 100)

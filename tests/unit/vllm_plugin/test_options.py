@@ -3,7 +3,7 @@
 import pytest
 
 from tangram.errors import ConfigurationError
-from tangram.vllm_plugin.options import CompressionOptions
+from tangram.plan.options import CompressionOptions
 
 
 def test_the_known_options_are_told_in_order():

@@ -9,8 +9,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tangram.bundled import recall_model_path
-from tangram.vllm_plugin import overrides, register
-from tangram.vllm_plugin.options import CONFIG_KEY
+from tangram.plan.options import CONFIG_KEY
+from tangram.vllm_plugin import register
+from tangram.vllm_plugin.frontend import overrides
 
 
 def test_a_vllm_that_has_changed_is_left_alone_until_compression_is_asked_for(monkeypatch):

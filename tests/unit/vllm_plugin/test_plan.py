@@ -3,8 +3,8 @@
 import pytest
 
 from tangram.errors import ConfigurationError
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import group_size
+from tangram.plan.compression_plan import group_size
+from tangram.plan.options import CompressionOptions
 
 
 @pytest.mark.parametrize(

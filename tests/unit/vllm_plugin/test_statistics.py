@@ -11,7 +11,7 @@ from tangram.errors import ScorerError
 from tangram.profile import Profile
 from tangram.scorers import get_scorer
 from tangram.scorers.expected_attention import average_rotation
-from tangram.vllm_plugin.statistics import query_statistics
+from tangram.vllm_plugin.worker.query_moments import query_statistics
 from tests.kernels.inputs import make_geometry
 
 CPU = torch.device("cpu")

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
+from tangram.plan.compression_plan import make_plan
+from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import make_plan
-from tangram.vllm_plugin.storage import SealedCache
+from tangram.vllm_plugin.worker.storage import SealedCache
 
 
 def test_kernels_let_go_of_a_cache_as_soon_as_vllm_does():

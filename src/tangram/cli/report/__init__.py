@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tangram.cli.arguments import check_output, count, ratios
+from tangram.arguments import check_output, count, ratios
 from tangram.cli.balance import DEFAULT_THREAD_BLOCKS
 from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render

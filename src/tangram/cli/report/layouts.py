@@ -13,9 +13,9 @@ from tangram.cli.balance import DEFAULT_THREAD_BLOCKS, balance_figures
 from tangram.cli.plan import FULL_BLOCK_TOKENS, most_blocks
 from tangram.errors import BudgetError, TangramError
 from tangram.geometry import Geometry, HeadGroups
+from tangram.plan.compression_plan import PAGE_SIZE_ROWS, group_size
+from tangram.plan.options import CompressionOptions
 from tangram.profile import Profile
-from tangram.vllm_plugin.options import CompressionOptions
-from tangram.vllm_plugin.plan import PAGE_SIZE_ROWS, group_size
 
 DEFAULT_RATIOS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 MAX_RATIOS = 12

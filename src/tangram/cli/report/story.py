@@ -18,7 +18,6 @@ from tangram.cli.report.layouts import (
     layouts,
     memory_bytes,
 )
-from tangram.cli.report.measured import measured_log
 from tangram.cli.report.retention import (
     QUANTILES,
     boxes,
@@ -26,11 +25,12 @@ from tangram.cli.report.retention import (
     overflow,
     rank_stability,
 )
+from tangram.cli.report.search_log import measured_log
 from tangram.errors import ScorerError
 from tangram.geometry import Geometry
+from tangram.plan.options import CompressionOptions, flag
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
 from tangram.scorers import get_scorer
-from tangram.vllm_plugin.options import CompressionOptions, flag
 
 SCOPES = ("crosslayer", "perlayer")
 DEFAULT_LEVELS = ("measured", "error", "mass", "crosslayer", "perlayer", "uniform")

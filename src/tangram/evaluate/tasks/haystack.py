@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
+from tangram.conversations import FILLER, KEYS, SLOTS
 from tangram.errors import ConfigurationError
-from tangram.evaluate.recall import FILLER, KEYS, SLOTS
 from tangram.evaluate.tasks.base import (
     ACKNOWLEDGEMENT,
     Dialogue,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tangram.conversations import KEYS, is_right, make_conversation
 from tangram.errors import ConfigurationError
-from tangram.evaluate.recall import KEYS, is_right, make_conversation
 from tangram.evaluate.tasks.base import Dialogue, Measure, Question, Sizes, Task
 
 MAX_FACTS = 100

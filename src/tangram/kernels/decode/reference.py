@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from tangram.kernels.attend.reference import attend
 from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
+from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import cut_step
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tangram.kernels.seal_decode.statistics import QueryStatistics
+from tangram.kernels.seal_decode.moments import QueryStatistics
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 
 __all__ = [

@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from tangram.kernels.launch import remember_compiled
+from tangram.kernels.seal_decode.moments import QueryStatistics
 from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
-from tangram.kernels.seal_decode.statistics import QueryStatistics
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 from tangram.kernels.sizes import power_of_two
 

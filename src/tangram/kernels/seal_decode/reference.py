@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
-from tangram.kernels.attend.reference import gather_recent
-from tangram.kernels.seal import pack
+from tangram.kernels.reference.attend import gather_recent
+from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import cut_step
 
 Choose = Callable[[Tensor, Tensor, Tensor, int], Tensor]

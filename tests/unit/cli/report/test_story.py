@@ -9,7 +9,7 @@ import pytest
 
 from tangram.cli.balance import BATCH_SIZES
 from tangram.cli.report.layouts import Settings
-from tangram.cli.report.measured import measured_log
+from tangram.cli.report.search_log import measured_log
 from tangram.cli.report.story import STEPS, facts, report_data
 
 PATH = Path("tiny.profile")

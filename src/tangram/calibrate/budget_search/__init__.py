@@ -1,0 +1,1 @@
+"""From statistics to measured budgets: candidates, moves, and the engine that tells."""

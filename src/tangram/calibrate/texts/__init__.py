@@ -1,0 +1,1 @@
+"""The texts that calibration reads: built in, from files, from the Hub."""

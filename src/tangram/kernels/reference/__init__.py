@@ -1,0 +1,1 @@
+"""Plain-torch references of what several kernels do together."""

@@ -1,0 +1,79 @@
+"""Which file of the cache is the profile of a server that was told of none."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from tangram.errors import ConfigurationError
+from tangram.plan.compression_plan import group_size
+from tangram.plan.options import NO_PROFILE, CompressionOptions
+from tangram.profile import ModelIdentity
+from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
+from tangram.scorers import DEFAULT_SCORER, get_scorer
+
+ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
+"""Environment variable with further arguments of `tangram calibrate` for automatic profiles."""
+
+
+def calibrate_arguments() -> list[str]:
+    """What the environment asks of automatic calibration.
+
+    Raises:
+        ConfigurationError: it cannot be taken apart into words.
+    """
+    given = os.environ.get(ARGUMENTS_VARIABLE, "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the environment variable {ARGUMENTS_VARIABLE} is {given!r}, which a shell could not "
+            f"read ({error}): mend it, or unset it"
+        ) from error
+
+
+def needs_profile(options: CompressionOptions) -> bool:
+    """Whether budgets or scores are made of a profile's statistics."""
+    scorer = get_scorer(options.compression_scorer)
+    return options.compression_level != "uniform" or bool(scorer.needs_statistics)
+
+
+def without_profile(options: CompressionOptions) -> CompressionOptions:
+    """The options as far as no profile has a say: they can be checked before there is one."""
+    return replace(
+        options,
+        compression_profile=NO_PROFILE,
+        compression_level="uniform",
+        compression_scorer=DEFAULT_SCORER,
+        compression_drift_sample=0,
+    )
+
+
+def cached_profile(
+    options: CompressionOptions, model: str, identity: ModelIdentity, revision: str | None = None
+) -> Path:
+    """The file, which need not be there, of these very weights, scorer and geometry.
+
+    Args:
+        options: what is served.
+        model: folder or name of the model.
+        identity: the network.
+        revision: of a model by name.
+
+    Raises:
+        ProfileError: the weights cannot be told from others'.
+    """
+    scorer = get_scorer(options.compression_scorer)
+    return cached_profile_path(
+        identity,
+        weights_digest(snapshot_folder(model, revision)),
+        scorer_name=scorer.name,
+        scorer_parameters=scorer.parameters(),
+        chunk_size_tokens=options.compression_chunk_size,
+        window_size_tokens=options.compression_window_size,
+        n_sink_tokens=options.compression_n_sink_tokens,
+        page_group_size=group_size(options, identity.num_kv_heads),
+        recipe=calibrate_arguments(),
+    )

@@ -1,0 +1,173 @@
+"""From options, a model's identity and a profile to the one plan that every process follows.
+
+The plan is made once, where the engine's configuration is made, and travels as JSON in vLLM's
+`additional_config`. Nothing of it is decided again in the scheduler or in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tangram.budgets import allocate, default_level, floor_pages
+from tangram.errors import ConfigurationError
+from tangram.geometry import Geometry, check_chunk
+from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
+from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import get_scorer
+from tangram.scorers.base import Scorer
+from tangram.vllm_plugin.drift.monitor import DriftReference
+
+PAGE_SIZE_ROWS = 16
+DEFAULT_GROUP_SIZES = (4, 2)
+"""Of these the first that leaves a layer two groups to choose between."""
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """What is served: the layout, the scorer and where its statistics come from.
+
+    Attributes:
+        geometry: the layout of the cache.
+        scorer_name: registry name of the scorer.
+        level: rule that the budgets come from.
+        profile_path: file of the profile, or None without one.
+        ratio: share of all rows that was asked for.
+        drift_sample: of so many sealed chunks one is compared with the profile; 0: none.
+    """
+
+    geometry: Geometry
+    scorer_name: str
+    level: str
+    profile_path: str | None
+    ratio: float
+    drift_sample: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal plan."""
+        return {
+            "geometry": self.geometry.to_json(),
+            "scorer_name": self.scorer_name,
+            "level": self.level,
+            "profile_path": self.profile_path,
+            "ratio": self.ratio,
+            "drift_sample": self.drift_sample,
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> CompressionPlan:
+        """The plan that `to_json` described."""
+        return cls(**{**plain, "geometry": Geometry.from_json(plain["geometry"])})
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer, with its default parameters."""
+        return get_scorer(self.scorer_name)
+
+    @property
+    def floor_share(self) -> float:
+        """Part of the kept pages that no rule deals out: every head group has to have them."""
+        geometry = self.geometry
+        pages = [pages for layer in geometry.head_groups.pages for pages in layer]
+        floor = floor_pages(geometry.n_sink_tokens, geometry.page_size_rows)
+        return floor * len(pages) / sum(pages)
+
+    def load_profile(self) -> Profile | None:
+        """The profile, read again."""
+        return Profile.load(self.profile_path) if self.profile_path else None
+
+
+def group_size(options: CompressionOptions, num_kv_heads: int) -> int:
+    """H_p: what was asked for, or 4, and less where all heads of a layer would share a budget.
+
+    Raises:
+        ConfigurationError: the size asked for does not divide the KV heads.
+    """
+    if options.page_group_size is None:
+        fit = (s for s in DEFAULT_GROUP_SIZES if s < num_kv_heads and num_kv_heads % s == 0)
+        return next(fit, 1)
+    if num_kv_heads % options.page_group_size:
+        divisors = [d for d in range(1, num_kv_heads + 1) if num_kv_heads % d == 0]
+        raise ConfigurationError(
+            f"--page-group-size is {options.page_group_size} and the model has {num_kv_heads} KV "
+            f"heads: give a divisor of it, {', '.join(map(str, divisors))}"
+        )
+    return options.page_group_size
+
+
+def make_plan(
+    options: CompressionOptions,
+    model: ModelIdentity,
+    itemsize_bytes: int,
+) -> CompressionPlan:
+    """Everything that serving the model with these options needs to know.
+
+    Args:
+        options: checked options.
+        model: the model that is served.
+        itemsize_bytes: bytes of one element of the cache.
+
+    Raises:
+        ConfigurationError: options that do not fit the model; the message names the flag.
+        BudgetError: a ratio that the model's heads cannot be cut to.
+        ProfileError: a profile that cannot be read, or that belongs to another model or scorer.
+    """
+    check_chunk(
+        options.compression_chunk_size,
+        options.compression_window_size,
+        options.compression_n_sink_tokens,
+        PAGE_SIZE_ROWS,
+    )
+    scorer = get_scorer(options.compression_scorer)
+    path = options.compression_profile
+    path = None if path is None or path.lower() == NO_PROFILE else path
+    profile = None
+    if path is not None:
+        profile = Profile.load(path)
+        profile.check(model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters())
+    statistics = () if profile is None else profile.arrays
+    scorer.check_inputs(options.compression_window_size, statistics)
+    level = options.compression_level or default_level(profile)
+    head_groups = allocate(
+        level,
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        ratio=options.compression_ratio,
+        chunk_size_tokens=options.compression_chunk_size,
+        page_size_rows=PAGE_SIZE_ROWS,
+        page_group_size=group_size(options, model.num_kv_heads),
+        n_sink_tokens=options.compression_n_sink_tokens,
+        profile=profile,
+    )
+    geometry = Geometry(
+        head_groups=head_groups,
+        num_query_heads=model.num_query_heads,
+        head_size=model.head_size,
+        itemsize_bytes=itemsize_bytes,
+        chunk_size_tokens=options.compression_chunk_size,
+        window_size_tokens=options.compression_window_size,
+        n_sink_tokens=options.compression_n_sink_tokens,
+        page_size_rows=PAGE_SIZE_ROWS,
+        has_query_ring=scorer.needs_window_queries,
+    )
+    if options.compression_drift_sample:
+        DriftReference.of(profile, level, options.compression_ratio, geometry)
+    return CompressionPlan(
+        geometry,
+        scorer.name,
+        level,
+        path,
+        options.compression_ratio,
+        options.compression_drift_sample,
+    )
+
+
+def plan_of(additional_config: object) -> CompressionPlan | None:
+    """The plan in vLLM's `additional_config`; None when compression is off."""
+    if not isinstance(additional_config, dict):
+        return None
+    plain = additional_config.get(CONFIG_KEY)
+    if not isinstance(plain, dict) or "plan" not in plain:
+        return None
+    return CompressionPlan.from_json(plain["plan"])

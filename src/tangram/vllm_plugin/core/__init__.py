@@ -1,0 +1,1 @@
+"""What runs in the engine core: cache groups, their managers and counts."""

@@ -1,0 +1,1 @@
+"""What runs where an engine is configured and its API is served."""

@@ -1,0 +1,180 @@
+"""The profile of a server that was told of none: from the cache, or calibrated before the start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from vllm.engine.arg_utils import EngineArgs
+
+from tangram.errors import ConfigurationError, ProfileError
+from tangram.plan.cached import (
+    cached_profile,
+    calibrate_arguments,
+    needs_profile,
+    without_profile,
+)
+from tangram.plan.compression_plan import group_size, make_plan
+from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
+from tangram.profile import ModelIdentity
+from tangram.profile.cache import locked
+
+logger = logging.getLogger("vllm.tangram")
+
+_REMEDIES = (
+    "--compression-profile none serves with uniform budgets, and --compression-profile FILE with "
+    "a profile that was made by hand: tangram calibrate {model} --out FILE"
+)
+_FORWARDED = (
+    "code_revision", "config_format", "download_dir", "dtype", "hf_config_path", "hf_overrides",
+    "load_format", "model_loader_extra_config", "quantization", "revision", "tokenizer",
+    "tokenizer_mode", "tokenizer_revision", "trust_remote_code",
+)  # fmt: skip
+
+
+def resolve_profile(
+    options: CompressionOptions, args: EngineArgs, model: ModelIdentity, itemsize_bytes: int
+) -> CompressionOptions:
+    """The options with a file, or none, for what `auto` stands for.
+
+    Looks into the cache for a profile of these very weights, scorer and geometry, and has one
+    calibrated in a process of its own if there is none, before this process touches a device.
+
+    Args:
+        options: what was asked for.
+        args: the engine's arguments.
+        model: the network.
+        itemsize_bytes: bytes of one element of the cache.
+
+    Raises:
+        ConfigurationError: the weights cannot be told from others', or calibration failed; says
+            why, and how to start all the same.
+    """
+    asked = (options.compression_profile or NO_PROFILE).lower()
+    if asked == NO_PROFILE:
+        is_given = options.compression_profile is not None
+        said = "--compression-profile is none" if is_given else "no --compression-profile is given"
+        _warn_uniform(options, said)
+        return options
+    if asked != AUTO_PROFILE:
+        return options
+    none = replace(options, compression_profile=NO_PROFILE)
+    if not needs_profile(options):
+        return none
+    if args.load_format == "dummy":
+        _warn_uniform(options, "weights are made up (--load-format dummy) and not calibrated")
+        return none
+    # What no profile mends is refused now rather than after minutes of calibration.
+    make_plan(without_profile(options), model, itemsize_bytes)
+    options = replace(options, page_group_size=group_size(options, model.num_kv_heads))
+    try:
+        path = cached_profile(options, args.model, model, args.revision)
+    except ProfileError as error:
+        raise ConfigurationError(
+            f"no profile can be kept for {args.model}: {error}. "
+            f"{_REMEDIES.format(model=args.model)}"
+        ) from error
+    if not path.is_file():
+        with locked(path, lambda: logger.info("waiting for another process to calibrate %s", path)):
+            if not path.is_file():
+                _calibrate(
+                    path, [*_arguments(path, options, args), *calibrate_arguments()], args.model
+                )
+    return replace(options, compression_profile=str(path))
+
+
+def _warn_uniform(options: CompressionOptions, reason: str) -> None:
+    if options.compression_ratio < 1:
+        logger.warning(
+            "%s: every head keeps the same share of every chunk (uniform budgets), which costs "
+            "accuracy that a calibrated --compression-profile keeps",
+            reason,
+        )
+
+
+def _arguments(path: Path, options: CompressionOptions, args: EngineArgs) -> list[str]:
+    """Arguments of `tangram calibrate` that make the profile of this server."""
+    defaults = {field.name: getattr(EngineArgs, field.name, None) for field in fields(EngineArgs)}
+    engine = {name: getattr(args, name, None) for name in _FORWARDED}
+    # vLLM has filled in the model's own tokenizer by now.
+    defaults["tokenizer"] = args.model
+    engine = {n: value for n, value in engine.items() if value and value != defaults.get(n)}
+    try:
+        given = json.dumps(engine)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"a profile cannot be calibrated with the engine's arguments {engine}, which are no "
+            f"JSON. {_REMEDIES.format(model=args.model)}"
+        ) from error
+    return [
+        args.model,
+        "--out", str(path),
+        "--compression-scorer", options.compression_scorer,
+        "--compression-chunk-size", str(options.compression_chunk_size),
+        "--compression-window-size", str(options.compression_window_size),
+        "--compression-n-sink-tokens", str(options.compression_n_sink_tokens),
+        "--page-group-size", str(options.page_group_size),
+        "--engine-args", given,
+    ]  # fmt: skip
+
+
+def _calibrate(path: Path, arguments: list[str], model: str) -> None:
+    """Run `tangram calibrate`; its output goes to a file, which is kept if it fails."""
+    log = path.with_suffix(".log")
+    logger.info(
+        "no profile of %s is cached: calibrating one first on the built-in samples, once, which "
+        "takes minutes (--compression-profile none starts without); its progress: %s",
+        model,
+        log,
+    )
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "tangram", "calibrate", *arguments]
+    with log.open("w") as output, _ended_by_sigterm():
+        process: Any = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if code != 0 or not path.is_file():
+        raise ConfigurationError(
+            f"calibrating a profile of {model} failed (exit code {code}): {_reason(log)} (its log: "
+            f"{log}). {_REMEDIES.format(model=model)}"
+        )
+    logger.info("calibrated in %.0f s: %s", time.monotonic() - begun, path)
+    log.unlink(missing_ok=True)
+
+
+def _reason(log: Path) -> str:
+    """The command's own complaint, or the last thing that was said."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("tangram: ")]
+    return (own or lines or ["it said nothing"])[-1].removeprefix("tangram: ")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is waited for too; only a main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,146 @@
+"""Making vLLM's configuration for compression: refuse, plan, and set what follows from the plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from tangram.errors import ConfigurationError
+from tangram.geometry import Geometry
+from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
+from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.compat.hooks import require_hooks
+from tangram.vllm_plugin.drift.board import name_engine
+from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
+from tangram.vllm_plugin.frontend.metrics import add_logger_to_frontend
+from tangram.vllm_plugin.frontend.overrides import WORKER_EXTENSION_PATH
+from tangram.vllm_plugin.refusals import (
+    refuse_arguments,
+    refuse_configuration,
+    refuse_model,
+)
+
+logger = logging.getLogger("vllm.tangram")
+
+MOSTLY_FLOOR = 0.5
+"""Part of the pages that no rule deals out above which a larger chunk is advised."""
+
+MUCH_FOR_PROFILING = 16 << 30
+"""Bytes that may be held for a moment at start without a word."""
+
+
+def configure(
+    args: EngineArgs, options: CompressionOptions, create: Callable[[], VllmConfig]
+) -> VllmConfig:
+    """vLLM's configuration with compression on.
+
+    Args:
+        args: the engine's arguments; its fields that the plan decides are set.
+        options: what the user asked for.
+        create: vLLM's own way from `args` to the configuration.
+
+    Raises:
+        ConfigurationError: options that cannot be served, or not together; see `refusals`.
+        RuntimeError: a vLLM that is not what the plugin relies on; see `hooks`.
+    """
+    require_hooks()
+    refuse_arguments(args)
+    args.worker_extension_cls = WORKER_EXTENSION_PATH
+    args.attention_config.backend = AttentionBackendEnum.CUSTOM
+    config = create()
+    refuse_model(config)
+    refuse_configuration(config)
+
+    model = ModelIdentity.from_config(config.model_config.hf_config.to_dict())
+    dtype = kv_cache_dtype_str_to_dtype(config.cache_config.cache_dtype, config.model_config)
+    options = resolve_profile(options, args, model, dtype.itemsize)
+    plan = make_plan(options, model, dtype.itemsize)
+    config.additional_config = {
+        **config.additional_config,
+        CONFIG_KEY: {**options.to_mapping(), "plan": plan.to_json()},
+    }
+    config.cache_config.block_size = plan.geometry.recent_block_tokens
+    config.cache_config.prefix_cache_retention_interval = _retention_interval(
+        args.prefix_cache_retention_interval, plan.geometry
+    )
+    add_logger_to_frontend()
+    if plan.drift_sample:
+        name_engine()
+    _announce(options, plan, config.model_config.max_model_len)
+    _warn_of_profiling(config, plan.geometry)
+    return config
+
+
+def _warn_of_profiling(config: VllmConfig, geometry: Geometry) -> None:
+    """vLLM captures graphs once before the cache has its size, on a block a request."""
+    sizes, scheduler = config.compilation_config, config.scheduler_config
+    blocks = min(scheduler.max_num_seqs, sizes.max_cudagraph_capture_size or 0)
+    held = blocks * geometry.block_bytes
+    if held > MUCH_FOR_PROFILING:
+        logger.warning(
+            "for a moment at start, %d blocks of %d MiB are held beside the weights, %.1f GiB, to "
+            "see what CUDA graphs take: where that does not fit give less --max-num-seqs, "
+            "--max-cudagraph-capture-size or --compression-chunk-size",
+            blocks,
+            geometry.block_bytes >> 20,
+            held / (1 << 30),
+        )
+
+
+def _retention_interval(given: int | None, geometry: Geometry) -> int | None:
+    """Distance of the boundaries inside a prompt that stay resumable; None for every one."""
+    default, chunk = geometry.retention_interval_tokens, geometry.chunk_size_tokens
+    if given == 0:  # vLLM's own default, under which an answer could not be resumed
+        return default
+    if given is not None and given % chunk:
+        raise ConfigurationError(
+            f"--prefix-cache-retention-interval {given} is not a multiple of "
+            f"{flag('compression_chunk_size')} {chunk}: give one that is, or leave it out for "
+            f"{default}"
+        )
+    return given
+
+
+def _announce(options: CompressionOptions, plan: CompressionPlan, max_model_len: int) -> None:
+    """Tell what is served, and warn of options under which compression gives less than it could."""
+    geometry = plan.geometry
+    logger.info(
+        "KV cache compression: ratio %g, %s budgets, scorer %s, chunks of %d tokens, window %d, "
+        "%d heads a page, sealed block %d KiB, recent block %d tokens, layout %s",
+        options.compression_ratio,
+        plan.level,
+        plan.scorer_name,
+        geometry.chunk_size_tokens,
+        geometry.window_size_tokens,
+        geometry.page_group_size,
+        geometry.sealed_block_bytes >> 10,
+        geometry.recent_block_tokens,
+        geometry.digest,
+    )
+    if plan.level != "uniform" and plan.floor_share > MOSTLY_FLOOR:
+        logger.warning(
+            "%.0f %% of what is kept are pages that every head has to have of each chunk, whatever "
+            "it needs: a --compression-chunk-size above %d leaves more to the heads that need it",
+            100 * plan.floor_share,
+            geometry.chunk_size_tokens,
+        )
+    if plan.level != "uniform" and geometry.num_kv_heads == geometry.page_group_size > 1:
+        logger.warning(
+            "all %d KV heads of a layer share a budget: with a --page-group-size below %d those "
+            "that need more get more",
+            geometry.num_kv_heads,
+            geometry.num_kv_heads,
+        )
+    if max_model_len <= geometry.chunk_size_tokens:
+        logger.warning(
+            "nothing will be compressed: no request of at most %d tokens (--max-model-len) has a "
+            "whole chunk of %d (--compression-chunk-size) before its last token",
+            max_model_len,
+            geometry.chunk_size_tokens,
+        )

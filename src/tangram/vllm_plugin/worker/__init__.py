@@ -1,0 +1,1 @@
+"""What runs in the worker: the attention backend, the caches, one step of a layer."""

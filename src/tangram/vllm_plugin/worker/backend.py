@@ -1,0 +1,272 @@
+"""vLLM's attention backend for compressed layers: specs, metadata, and one layer's forward.
+
+Within a layer, every chunk that a step completes is sealed for all requests before any request
+attends: requests with the same prefix may hit each other's blocks within one step.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionCGSupport,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    AttentionType,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_layout import KVCacheLayout
+
+from tangram.kernels.segments import cut_step
+from tangram.plan.compression_plan import plan_of
+from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+from tangram.vllm_plugin.refusals import refuse_heads, refuse_layer
+from tangram.vllm_plugin.worker.device import has_kernels
+from tangram.vllm_plugin.worker.host import run_on_host
+from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
+
+_layer_index = functools.cache(extract_layer_index)
+
+
+@dataclass
+class CompressedMetadata:
+    """One cache group's view of a step.
+
+    Attributes:
+        block_table: [requests, blocks] int32, blocks of the group.
+        slot_mapping: [tokens] int64, slots of the step's tokens; only the recent group's is used.
+        num_tokens: tokens of the step, without padding.
+        query_start: [requests + 1] int32 on the device.
+        seq_lens: [requests] int32 on the device, tokens computed after the step.
+        host: the step as the host sees it; None in a decode step that kernels serve, which may be
+            part of a CUDA graph and knows nothing of the host.
+    """
+
+    block_table: Tensor
+    slot_mapping: Tensor
+    num_tokens: int
+    query_start: Tensor
+    seq_lens: Tensor
+    host: HostStep | None
+
+
+class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
+    """Metadata of one cache group; only the recent group's is cut, the others give their blocks."""
+
+    def __init__(
+        self,
+        kv_cache_spec: KVCacheSpec,
+        layer_names: list[str],
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        assert isinstance(kv_cache_spec, SealedSpec | RecentSpec | QueryRingSpec)
+        self._cuts = isinstance(kv_cache_spec, RecentSpec)
+        layers = vllm_config.compilation_config.static_forward_context
+        # Layout and kernels are asked of it anew in every step: budgets can be swapped.
+        self._sealed: SealedCache = layers[SEALED_NAME]
+        self._ring: QueryRing | None = layers.get(RING_NAME)
+        self._sealed.prepare_device(device, vllm_config)
+
+    @classmethod
+    def get_cudagraph_support(
+        cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
+    ) -> AttentionCGSupport:
+        """Decode steps can be captured whole where kernels serve them."""
+        plan = plan_of(vllm_config.additional_config)
+        assert plan is not None
+        dtype = kv_cache_dtype_str_to_dtype(
+            vllm_config.cache_config.cache_dtype, vllm_config.model_config
+        )
+        if has_kernels(plan.geometry, plan.scorer_name, dtype):
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return AttentionCGSupport.NEVER
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> CompressedMetadata:
+        """The step's metadata; the host cuts it unless kernels serve a decode step."""
+        common = common_attn_metadata
+        kernels = self._sealed.kernels
+        on_device = kernels is not None and common.max_query_len <= 1
+        if kernels is not None and self._cuts:
+            # vLLM builds first when it warms up or captures, before it says that it is ready.
+            kernels.warm_up(self._sealed, self._ring)
+            if on_device:
+                kernels.prepare_decode(common.num_actual_tokens)
+        return CompressedMetadata(
+            block_table=common.block_table_tensor,
+            slot_mapping=common.slot_mapping,
+            num_tokens=common.num_actual_tokens,
+            query_start=common.query_start_loc,
+            seq_lens=common.seq_lens,
+            host=self._cut(common) if self._cuts and not on_device else None,
+        )
+
+    def _cut(self, common: CommonAttentionMetadata) -> HostStep:
+        lengths = common.seq_lens_cpu_upper_bound
+        lengths = common.seq_lens.cpu() if lengths is None else lengths
+        after = lengths[: common.num_reqs].numpy().astype(np.int64)
+        query_start = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+        segments, sealing = cut_step(self._sealed.geometry, query_start, after)
+        host = HostStep(query_start, after, segments, sealing)
+        if self._sealed.drift is not None:
+            host.sampled = self._sealed.drift.choose(sealing)
+        if self._sealed.kernels is not None:
+            # Where a batch is not sorted, a few more requests count as prefill, and no harm done.
+            counts = query_start[1:] - query_start[:-1]
+            host.num_decodes = int(np.cumprod(counts == 1).sum())
+            rest = segments.take(np.flatnonzero(segments.request >= host.num_decodes))
+            host.tiles, host.sealed_step = self._sealed.kernels.cut(rest)
+        return host
+
+
+class CompressedAttentionBackend(AttentionBackend):
+    """Attention over sealed pages and recent tokens."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16, torch.float16]
+    supported_kv_cache_dtypes: ClassVar[list] = ["auto", "float16", "bfloat16"]
+
+    recent_spec: ClassVar[RecentSpec]
+    """Of the model that this process builds. vLLM asks the backend, not the layer, for the spec,
+    and gives it no configuration; the model's first layer sets it, right before it is asked."""
+
+    @staticmethod
+    def get_name() -> str:
+        """Name of the registry entry that stands for backends from outside."""
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[CompressedAttentionImpl]:
+        """Implementation of one layer."""
+        return CompressedAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CompressedMetadataBuilder]:
+        """Builder of the metadata."""
+        return CompressedMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list:
+        """Any: blocks are never split."""
+        return [MultipleOf(1)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Blocks outermost: a sealed block spans all layers."""
+        return (KVCacheLayout.BLHNC,)
+
+    @classmethod
+    def supports_kv_connector(cls) -> bool:
+        """A sealed block is nothing that a connector knows."""
+        return False
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """A layer's full attention becomes its raw tokens; the sealed rows are a layer's own."""
+        return cls.recent_spec if type(spec) is FullAttentionSpec else spec
+
+
+class CompressedAttentionImpl(AttentionImpl):
+    """One layer's attention."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        **others: Any,
+    ) -> None:
+        refuse_layer(
+            alibi=alibi_slopes,
+            sliding_windows=sliding_window,
+            logit_soft_capping=logits_soft_cap,
+            shared_KV=kv_sharing_target_layer_name,
+            non_decoder_attention=attn_type != AttentionType.DECODER,
+            **{name: value is not None for name, value in others.items()},
+        )
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        config = get_current_vllm_config()
+        plan = plan_of(config.additional_config)
+        assert plan is not None, "the backend is chosen only where there is a plan"
+        found = self.num_heads, self.num_kv_heads, self.head_size
+        g = plan.geometry
+        expected = g.num_query_heads, g.num_kv_heads, g.head_size
+        refuse_heads(found, expected)
+        layers = config.compilation_config.static_forward_context
+        if SEALED_NAME not in layers:
+            dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)
+            CompressedAttentionBackend.recent_spec = RecentSpec.of(g, dtype)
+            layers[SEALED_NAME] = SealedCache(plan, dtype)
+            if g.has_query_ring:
+                layers[RING_NAME] = QueryRing(plan, dtype)
+
+    def forward(  # noqa: D102
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: CompressedMetadata | None,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        if attn_metadata is None:  # a profiling run, before there is a cache
+            return output.fill_(0)
+        context = get_forward_context()
+        groups = context.attn_metadata
+        sealed: SealedCache = context.no_compile_layers[SEALED_NAME]
+        ring: QueryRing | None = context.no_compile_layers.get(RING_NAME)
+        step = LayerStep(
+            layer=_layer_index(layer.layer_name),
+            softmax_scale=self.scale,
+            query=query[: attn_metadata.num_tokens],
+            key=key,
+            value=value,
+            out=output,
+            recent_cache=kv_cache,
+            sealed=sealed,
+            ring=ring,
+            recent_table=attn_metadata.block_table,
+            sealed_table=groups[SEALED_NAME].block_table,
+            ring_table=None if ring is None else groups[RING_NAME].block_table,
+            slot_mapping=attn_metadata.slot_mapping[: attn_metadata.num_tokens],
+            query_start=attn_metadata.query_start,
+            seq_lens=attn_metadata.seq_lens,
+            host=attn_metadata.host,
+        )
+        if sealed.kernels is None:
+            run_on_host(step)
+        else:
+            sealed.kernels.run(step)
+        return output

@@ -1,0 +1,325 @@
+"""One layer's step on a GPU: the kernels, and the constant tables that they read.
+
+Everything that a decode step needs is on the device or constant, so the step can be captured in a
+CUDA graph: which requests seal, and how far each one attends, the kernels find out themselves. Only
+a step with prefill is cut on the host, as it is on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tangram.geometry import Geometry
+from tangram.kernels.decode import (
+    THREAD_BLOCKS_PER_SM,
+    DecodeTables,
+    DecodeWorkspace,
+    decode_attention,
+    make_split_map,
+)
+from tangram.kernels.flash import (
+    MAX_PAGE_NUMBERS,
+    MIN_PAIRS,
+    PagedAttention,
+    SealedStep,
+    SealedWorkspace,
+    attend_sealed,
+    page_numbers,
+    sealed_pairs,
+)
+from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
+from tangram.kernels.seal_decode import (
+    MAX_CHUNK_TOKENS,
+    QueryStatistics,
+    SealTables,
+    has_kernel,
+    seal_decode,
+)
+from tangram.kernels.segments import Segments
+from tangram.kernels.sizes import power_of_two
+from tangram.kernels.store import store
+from tangram.scorers.base import Scorer
+from tangram.vllm_plugin.worker.sealing import sample_drift
+from tangram.vllm_plugin.worker.step import HostStep, LayerStep, harmless_step
+
+if TYPE_CHECKING:
+    from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache
+
+
+def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:
+    """Whether the GPU kernels serve a layout and a scorer; if not, the references do."""
+    return (
+        has_kernel(scorer_name)
+        and dtype in (torch.bfloat16, torch.float16)
+        and geometry.head_size in (64, 128, 256)
+        and geometry.queries_per_kv_head <= 16
+        and geometry.chunk_size_tokens <= MAX_CHUNK_TOKENS
+    )
+
+
+class DeviceKernels:
+    """The kernels with the tables of all layers; one a worker.
+
+    Args:
+        geometry: the layout.
+        scorer: one that has a kernel.
+        device: a CUDA device.
+        batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
+            The leading decodes of a step with prefill take those of the next larger size.
+        recent_caches: gives the recent cache of every layer, once they are bound.
+        flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
+        statistics: of queries, for a scorer that needs them.
+        max_step_tokens: tokens of a step for which FlashAttention's buffers have room from the
+            warm-up on, when vLLM still looks at how much memory is taken.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        scorer: Scorer,
+        device: torch.device,
+        batch_sizes: Iterable[int],
+        recent_caches: Callable[[], list[Tensor]],
+        flash: PagedAttention | None = None,
+        statistics: QueryStatistics | None = None,
+        max_step_tokens: int = 0,
+    ) -> None:
+        self.geometry, self.scorer, self.device = geometry, scorer, device
+        self._kernel_size = scorer.parameters().get("kernel_size", 5)
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self._thread_blocks = sms * THREAD_BLOCKS_PER_SM
+        self._decode: dict[tuple[int, int], DecodeTables] = {}
+        self._seal_tables: dict[int, SealTables] = {}
+        self._all_layers: SealTables | None = None
+        self._recent_caches = recent_caches
+        self._statistics = statistics
+        self._is_warm = False
+        self._batch_sizes = tuple(sorted({1, *batch_sizes}))
+        self._prepared: set[int] = set()
+        self._heads = [
+            torch.from_numpy(make_head_table(geometry, layer)).to(device)
+            for layer in range(geometry.num_layers)
+        ]
+        self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+        self._flash, self._flash_workspace = flash, SealedWorkspace(device)
+        self._max_step_tokens = max_step_tokens
+        made = [
+            self._decode_tables(layer, size)
+            for size in self._batch_sizes
+            for layer in range(geometry.num_layers)
+        ]
+        # Captured graphs keep the addresses of theirs, so a larger one is added, not put in place.
+        self._workspaces = [DecodeWorkspace.allocate(made)]
+
+    def for_layout(self, geometry: Geometry) -> DeviceKernels:
+        """The same kernels with the tables of another layout, on the same caches."""
+        return DeviceKernels(
+            geometry,
+            self.scorer,
+            self.device,
+            self._batch_sizes,
+            self._recent_caches,
+            self._flash,
+            self._statistics,
+            self._max_step_tokens,
+        )
+
+    def forget_caches(self) -> None:
+        """Drop the tables that hold addresses of caches, which are about to be made anew.
+
+        vLLM captures graphs once on a small cache, to see what they take, before it makes the real
+        one. Kernels are loaded anew for that: strides of a large pool can need more bits.
+        """
+        self._is_warm = False
+        self._seal_tables.clear()
+        self._all_layers = None
+
+    @torch.inference_mode()
+    def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
+        """Load the kernels of a step with prefill, which no captured step runs, by such a step.
+
+        Else the first prompt would wait for them. Does nothing from the second call on, until
+        `forget_caches`.
+        """
+        if self._is_warm:
+            return
+        self._is_warm = True
+        step, host = harmless_step(self.geometry, sealed, self._recent_caches()[0], ring)
+        host.tiles, _ = self.cut(host.segments)
+        self._seal_layer(step)
+        step.store_queries()
+        self._attend_mixed(step, host)
+        if self._flash is not None:
+            rows = max(1, self._max_step_tokens), *step.query.shape[1:]
+            for name in ("queries", "out"):
+                self._flash_workspace.give(name, step.query.dtype, *rows)
+            host.tiles, host.sealed_step = self._cut(host.segments, flash=True)
+            self._attend_mixed(step, host)
+
+    def prepare_decode(self, batch_size: int) -> None:
+        """Make what a decode step of that many requests reads, before a graph may capture it.
+
+        Tables made inside a capture would be copied from host memory that is gone at the replay.
+        """
+        size = table_size(batch_size, self._batch_sizes)
+        if size not in self._prepared:
+            self._prepared.add(size)
+            for layer in range(self.geometry.num_layers):
+                self._workspace(self._decode_tables(layer, size))
+        if self._all_layers is None:
+            caches = self._recent_caches()
+            self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
+
+    def _workspace(self, tables: DecodeTables) -> DecodeWorkspace:
+        entries = tables.batch_size * tables.num_items * tables.heads_per_program
+        for workspace in self._workspaces:
+            if entries <= len(workspace.lse_log2):
+                return workspace
+        self._workspaces.append(DecodeWorkspace.allocate([tables]))
+        return self._workspaces[-1]
+
+    def _decode_tables(self, layer: int, batch_size: int) -> DecodeTables:
+        if (layer, batch_size) not in self._decode:
+            split_map = make_split_map(self.geometry, layer, batch_size, self._thread_blocks)
+            tables = DecodeTables.make(self.geometry, split_map, self.device)
+            self._decode[layer, batch_size] = tables
+        return self._decode[layer, batch_size]
+
+    def cut(self, segments: Segments) -> tuple[Tensor, SealedStep | None]:
+        """A step's segments on the device, the same for all layers.
+
+        Returns:
+            The tiles, and what FlashAttention takes of them where that is worth it.
+        """
+        pays = (
+            self._flash is not None
+            and sealed_pairs(self.geometry, segments) >= MIN_PAIRS
+            and page_numbers(self.geometry, segments) <= MAX_PAGE_NUMBERS
+        )
+        return self._cut(segments, flash=pays)
+
+    def _cut(self, segments: Segments, *, flash: bool) -> tuple[Tensor, SealedStep | None]:
+        sealed = SealedStep.make(self.geometry, segments, self.device) if flash else None
+        gathered = None if sealed is None else sealed.first_gathered
+        tiles = make_tiles(segments, self.geometry, self._blocks, gathered)
+        return torch.from_numpy(tiles).to(self.device, non_blocking=True), sealed
+
+    def run(self, step: LayerStep) -> None:
+        """Store the step's rows, seal what they complete, attend."""
+        store(step.key, step.value, step.slot_mapping, step.recent_cache)
+        if step.host is None:
+            self._run_decode(step)
+        else:
+            self._run_mixed(step, step.host)
+
+    def _run_decode(self, step: LayerStep) -> None:
+        """One token a request: attend first, and seal all layers in one launch after the last.
+
+        The query does not see the chunk that its own token completes, and nobody else hits it in
+        this step: see `SealedManager.cache_blocks`.
+        """
+        step.store_queries()
+        self._attend_decodes(step, len(step.query))
+        if step.layer == self.geometry.num_layers - 1:
+            assert self._all_layers is not None, "prepare_decode comes first"
+            self._seal(step, self._all_layers, query=None)
+
+    def _run_mixed(self, step: LayerStep, host: HostStep) -> None:
+        """Any step: every layer seals before it attends, queries see what the step completed.
+
+        The host knows which chunks those are: no token is taken back, as speculation would.
+        """
+        if len(host.sealing):
+            self._seal_layer(step)
+            sample_drift(step, host)
+        step.store_queries()
+        self._attend_mixed(step, host)
+
+    def _seal_layer(self, step: LayerStep) -> None:
+        if step.layer not in self._seal_tables:
+            self._seal_tables[step.layer] = SealTables.of(
+                self.geometry, [step.layer], [step.recent_cache]
+            )
+        query = None if step.ring is None else step.query
+        self._seal(step, self._seal_tables[step.layer], query)
+
+    def _attend_mixed(self, step: LayerStep, host: HostStep) -> None:
+        if host.num_decodes:
+            self._attend_decodes(step, host.num_decodes)
+        if host.tiles is not None:
+            self.attend_prefills(step, host.tiles, host.sealed_step)
+
+    def attend_prefills(self, step: LayerStep, tiles: Tensor, sealed: SealedStep | None) -> None:
+        """Attend the queries of a step's tiles, both as `cut` gave them."""
+        part, heads = None, self._heads[step.layer]
+        if sealed is not None:
+            assert self._flash is not None
+            part = attend_sealed(
+                step.query,
+                sealed,
+                step.sealed.pages,
+                step.sealed_table,
+                head_table=heads,
+                softmax_scale=step.softmax_scale,
+                attention=self._flash,
+                workspace=self._flash_workspace,
+            )
+        prefill_attention(
+            step.query,
+            tiles,
+            step.sealed.pages,
+            step.sealed_table,
+            step.recent_cache,
+            step.recent_table,
+            head_table=heads,
+            softmax_scale=step.softmax_scale,
+            out=step.out,
+            blocks=self._blocks,
+            sealed_part=part,
+        )
+
+    def _seal(self, step: LayerStep, tables: SealTables, query: Tensor | None) -> None:
+        seal_decode(
+            tables,
+            step.sealed.pages,
+            step.sealed_table,
+            step.recent_table,
+            step.query_start,
+            step.seq_lens,
+            scorer=self.scorer.name,
+            kernel_size=self._kernel_size,
+            softmax_scale=step.softmax_scale,
+            ring=None if step.ring is None else step.ring.queries,
+            ring_table=step.ring_table,
+            query=query,
+            statistics=self._statistics,
+        )
+
+    def _attend_decodes(self, step: LayerStep, count: int) -> None:
+        """Attend the first `count` requests, one token each, with tables for as many or more."""
+        tables = self._decode_tables(step.layer, table_size(count, self._batch_sizes))
+        decode_attention(
+            step.query[:count],
+            step.sealed.pages,
+            step.sealed_table[:count],
+            step.recent_cache,
+            step.recent_table[:count],
+            step.seq_lens[:count],
+            tables=tables,
+            softmax_scale=step.softmax_scale,
+            out=step.out[:count],
+            workspace=self._workspace(tables),
+        )
+
+
+def table_size(count: int, sizes: Sequence[int]) -> int:
+    """The smallest of the ascending sizes that holds `count`, or a power of two beyond them.
+
+    Tables serve fewer requests than they were made for, cut into fewer parts than might be. New
+    ones for every count that comes along would hold up a step, some milliseconds each.
+    """
+    return next((size for size in sizes if size >= count), power_of_two(count))

@@ -1,0 +1,181 @@
+"""The caches that belong to no single layer: sealed pages of all layers, and the query ring.
+
+vLLM allocates, binds and gives metadata to whatever is an `AttentionLayerBase` in the static
+forward context. These two are, under names of their own; the attention layers' implementation finds
+them there in every forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from tangram.geometry import HeadGroups
+from tangram.plan.compression_plan import CompressionPlan
+from tangram.profile import Profile
+from tangram.scorers.base import Scorer
+from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, SealedSpec
+from tangram.vllm_plugin.drift.board import DriftBoard, board_path, engine_name
+from tangram.vllm_plugin.drift.monitor import DriftMonitor, DriftReference
+from tangram.vllm_plugin.worker.device import DeviceKernels, has_kernels
+from tangram.vllm_plugin.worker.flash import find_flash_attention
+from tangram.vllm_plugin.worker.query_moments import query_statistics
+
+# vLLM wants exactly one integer in the name of a layer that has a cache.
+SEALED_NAME = "tangram.0.sealed"
+RING_NAME = "tangram.0.query_ring"
+
+
+class _SharedCache(nn.Module, AttentionLayerBase):
+    """A cache that all attention layers of the rank share.
+
+    Attributes:
+        geometry: the layout. `SealedCache` has the one in force; whoever needs budgets asks it in
+            every step. The specs and the ring keep the one that the engine began with, of which
+            they need nothing that `replace_budgets` can change.
+    """
+
+    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.geometry = plan.geometry
+        self.dtype = dtype
+        self.kv_cache = torch.tensor([])
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        """The backend whose builder makes this cache's metadata."""
+        from tangram.vllm_plugin.worker.backend import CompressedAttentionBackend
+
+        return CompressedAttentionBackend
+
+
+class SealedCache(_SharedCache):
+    """Sealed pages of all layers, and the scorer that decides what goes into them."""
+
+    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
+        super().__init__(plan, dtype)
+        self._plan = plan
+        self.scorer: Scorer = plan.scorer
+        self._profile: Profile | None = (
+            plan.load_profile() if self.scorer.needs_statistics else None
+        )
+        self.kernels: DeviceKernels | None = None
+        self.drift: DriftMonitor | None = None
+        self._statistics: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        """One block of this group is one sealed chunk."""
+        return SealedSpec.of(self.geometry, self.dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """vLLM gives the cache, and takes it back, by setting `kv_cache`."""
+        super().__setattr__(name, value)
+        kernels = getattr(self, "kernels", None)
+        if name == "kv_cache" and kernels is not None:
+            kernels.forget_caches()
+
+    @property
+    def pages(self) -> Tensor:
+        """[blocks, pages_per_block, H_p, P, 2 * head_size], a view of the pool."""
+        g, pool = self.geometry, self.kv_cache
+        blocks, _, _, width = pool.shape
+        block, _, row, element = pool.stride()
+        # Steps ask for it several times a layer; slices would take the host twice as long.
+        page = g.page_size_rows * row
+        return pool.as_strided(
+            (blocks, g.pages_per_block, g.page_group_size, g.page_size_rows, width),
+            (block, g.page_group_size * page, page, row, element),
+        )
+
+    def prepare_device(self, device: torch.device, vllm_config: VllmConfig) -> None:
+        """Make the kernels' tables, if kernels serve this layout on this device.
+
+        Called whenever vLLM is about to make the caches.
+        """
+        if self._plan.drift_sample and self.drift is None:
+            self.drift = self._make_drift_monitor(device, vllm_config)
+        if self.kernels is not None:
+            return
+        served = has_kernels(self.geometry, self.scorer.name, self.dtype)
+        if device.type != "cuda" or not served:
+            return
+        layers = get_layers_from_vllm_config(vllm_config, Attention)
+        by_index = {extract_layer_index(name): layer for name, layer in layers.items()}
+        self.kernels = DeviceKernels(
+            self.geometry,
+            self.scorer,
+            device,
+            vllm_config.compilation_config.cudagraph_capture_sizes or (),
+            recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
+            flash=find_flash_attention(
+                self.geometry,
+                self.dtype,
+                device,
+                vllm_config.attention_config.flash_attn_version,
+            ),
+            statistics=query_statistics(
+                self.scorer,
+                self._profile,
+                self.geometry,
+                vllm_config.model_config.max_model_len,
+                device,
+            ),
+            max_step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+        )
+
+    def replace_budgets(self, head_groups: HeadGroups) -> None:
+        """Lay sealed blocks out anew; what they hold until now is lost.
+
+        No step may be running, nothing in a block may be hit afterwards, and no captured graph may
+        be replayed: `swap.swap_budgets` sees to all three.
+
+        Raises:
+            BudgetError: budgets of another size, see `geometry.replace_budgets`.
+        """
+        self.geometry = self.geometry.replace_budgets(head_groups)
+        if self.kernels is not None:
+            self.kernels = self.kernels.for_layout(self.geometry)
+
+    def _make_drift_monitor(self, device: torch.device, vllm_config: VllmConfig) -> DriftMonitor:
+        plan = self._plan
+        reference = DriftReference.of(plan.load_profile(), plan.level, plan.ratio, plan.geometry)
+        board = DriftBoard(board_path(engine_name(), vllm_config), create=True)
+        return DriftMonitor(reference, plan.drift_sample, device, board)
+
+    def statistics(self, layer: int, device: torch.device) -> dict[str, Tensor]:
+        """The profile's arrays of a layer, on the device; empty when the scorer needs none."""
+        if self._profile is None:
+            return {}
+        key = (layer, device)
+        if key not in self._statistics:
+            self._statistics[key] = {
+                name: torch.from_numpy(array.copy()).to(device)
+                for name, array in self._profile.layer_statistics(layer).items()
+                if name in self.scorer.needs_statistics
+            }
+        return self._statistics[key]
+
+
+class QueryRing(_SharedCache):
+    """The last W queries of every running request; position p lies at p % W."""
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        """Blocks of this group are private to a request and never cached."""
+        return QueryRingSpec.of(self.geometry, self.dtype)
+
+    @property
+    def queries(self) -> Tensor:
+        """[blocks, ring_block_tokens, layers, query_heads, head_size], a view of the pool."""
+        g = self.geometry
+        return self.kv_cache[:, 0].unflatten(2, (g.num_layers, g.num_query_heads, g.head_size))
+
+    def layer(self, layer: int) -> Tensor:
+        """[blocks, ring_block_tokens, query_heads, head_size], a view of the pool."""
+        return self.queries.select(2, layer)
