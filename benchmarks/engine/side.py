@@ -67,7 +67,7 @@ class Side:
 
     def capacity(self, context: int) -> dict[str, Any]:
         """Requests of a length that the pool holds at once, and their tokens."""
-        from tangram.cli.plan import most_blocks
+        from tangram.plan.capacity import most_blocks
         from tangram.plan.compression_plan import plan_of
 
         config = self.llm.llm_engine.vllm_config

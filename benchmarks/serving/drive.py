@@ -49,9 +49,9 @@ from benchmarks.serving.sides import (
 )
 from benchmarks.serving.workloads import WORKLOADS, Workload
 from tangram.arguments import share
-from tangram.cli.plan import ITEMSIZE_BYTES
 from tangram.evaluate.results import append_line
 from tangram.installed import machine, versions
+from tangram.plan.dtypes import ITEMSIZE_BYTES
 from tangram.serving.server import Server, ServerError
 
 START_TIMEOUT_S = 300.0

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.shapes import CONFIGS, FOLDER, compression_options, write_model
-from tangram.cli.demo import compression_arguments
-from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.errors import ConfigurationError
 from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import RECALL, bundled_model, bundled_profile_options, read_config
-from tangram.plan.options import CompressionOptions
+from tangram.plan.options import CompressionOptions, compression_arguments
 from tangram.profile import ModelIdentity
 from tangram.serving.scrape import parse
 from tangram.serving.server import Server, ServerError

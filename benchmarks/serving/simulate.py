@@ -52,7 +52,7 @@ from tangram.plan.compression_plan import plan_of
 from tangram.plan.options import CONFIG_KEY
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
-from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME
 
 PLAYED = ("stock", "tangram", "unragged", "uniform")

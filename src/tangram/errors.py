@@ -43,3 +43,15 @@ class ProfileMismatchError(ProfileError):
 
 class ScorerError(ConfigurationError):
     """An unknown scorer, a bad parameter, or statistics that the scorer needs and lacks."""
+
+
+def refuse(condition: object, what: str, remedy: str) -> None:
+    """Raise UnsupportedError for something that compression does not serve, if there is one.
+
+    Args:
+        condition: whether there is.
+        what: names it, and the option.
+        remedy: what to do.
+    """
+    if condition:
+        raise UnsupportedError(f"KV cache compression does not support {what}: {remedy}")

@@ -14,12 +14,12 @@ from tangram.arguments import check_output
 from tangram.budgets import allocate
 from tangram.calibrate import Sample, held_back
 from tangram.calibrate.texts.sample_sets import load_samples, load_tokenizer
-from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.engines.arguments import check_engine_arguments, refuse_uncompressible
 from tangram.errors import BudgetError, ConfigurationError, UnsupportedError
 from tangram.geometry import Geometry
 from tangram.installed import is_cpu_build
 from tangram.plan.compression_plan import make_plan
+from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import (
     RECALL_GROUP_SIZE,
     bundled_model,

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tangram import __version__
 from tangram.errors import TangramError
+from tangram.version import VERSION
 
 COMMANDS = {
     "serve": "vLLM's OpenAI server with KV cache compression on",
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", nargs="?")
-    parser.add_argument("--version", action="version", version=f"tangram {__version__}")
+    parser.add_argument("--version", action="version", version=f"tangram {VERSION}")
     return parser
 
 

@@ -34,7 +34,7 @@ from tangram.plan.models import (
     bundled_profile_options,
     read_config,
 )
-from tangram.plan.options import NO_PROFILE, CompressionOptions, flag
+from tangram.plan.options import CompressionOptions, compression_arguments
 from tangram.profile import ModelIdentity
 from tangram.serving.played import MAX_ANSWER_TOKENS, client_of, hold_all, play
 from tangram.serving.scrape import PeakSampler, parse
@@ -155,17 +155,6 @@ def _options(args: argparse.Namespace) -> CompressionOptions:
     return CompressionOptions.from_mapping(
         {**given, **({} if asked else bundled_profile_options())}
     )
-
-
-def compression_arguments(options: CompressionOptions) -> list[str]:
-    """The options as flags of `vllm serve`, which would look for a profile where none is named."""
-    arguments = ["--enable-compression"]
-    given = {"compression_profile": NO_PROFILE}
-    given |= {name: value for name, value in options.to_mapping().items() if value is not None}
-    for name, value in given.items():
-        if name != "enable_compression":
-            arguments += [flag(name), str(value)]
-    return arguments
 
 
 def _play_against(name: str, demo: Demo, logs: Path, console: Console) -> dict[str, Any]:

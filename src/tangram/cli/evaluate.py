@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from tangram.arguments import check_output
 from tangram.cli.evaluate_options import parser
 from tangram.cli.evaluate_report import print_tables
-from tangram.cli.plan import ITEMSIZE_BYTES, served_dtype
 from tangram.engines.arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
 from tangram.evaluate.cells import Grid, Setting, make_engine, make_settings, play_scripts
@@ -26,6 +25,7 @@ from tangram.evaluate.plot import draw, require_plots
 from tangram.evaluate.results import Cell, append_cell, read_cells, settings_digest
 from tangram.evaluate.tasks import Sizes, get_task
 from tangram.installed import commit, is_cpu_build, machine, versions
+from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import bundled_model, is_bundled, read_config, tokenizer_arguments
 from tangram.profile import ModelIdentity, text_config
 

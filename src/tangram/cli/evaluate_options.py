@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tangram.arguments import count
-from tangram.cli.plan import ITEMSIZE_BYTES
 from tangram.evaluate.tasks import task_names
+from tangram.plan.dtypes import ITEMSIZE_BYTES
 from tangram.scorers import DEFAULT_SCORER
 
 T = TypeVar("T")

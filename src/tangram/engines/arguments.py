@@ -61,7 +61,7 @@ def refuse_uncompressible(option: str, model: str, given: Mapping[str, Any]) -> 
         return
     from vllm.engine.arg_utils import EngineArgs
 
-    from tangram.vllm_plugin.refusals import refuse_arguments
+    from tangram.vllm_plugin.frontend.refusals import refuse_arguments
 
     known = {field.name for field in fields(EngineArgs)}
     with named_refusals():

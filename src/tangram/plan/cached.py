@@ -7,9 +7,10 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ProfileError
 from tangram.plan.compression_plan import group_size
-from tangram.plan.options import NO_PROFILE, CompressionOptions
+from tangram.plan.models import bundled_model, is_bundled
+from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
 from tangram.scorers import DEFAULT_SCORER, get_scorer
@@ -77,3 +78,38 @@ def cached_profile(
         page_group_size=group_size(options, identity.num_kv_heads),
         recipe=calibrate_arguments(),
     )
+
+
+def with_cached_profile(
+    options: CompressionOptions, model: str, identity: ModelIdentity
+) -> tuple[CompressionOptions, str]:
+    """The options with the profile that a server would take by itself, and what is said of it.
+
+    Without a profile in the cache the plan is of uniform budgets, whose total is the same; the
+    sentence says so, and is empty otherwise.
+    """
+    asked = (options.compression_profile or AUTO_PROFILE).lower()
+    if asked != AUTO_PROFILE:
+        return options, ""
+    none = replace(options, compression_profile=NO_PROFILE)
+    if not needs_profile(options):
+        return none, ""
+    try:
+        path = cached_profile(options, _folder(model), identity)
+        if path.is_file():
+            return replace(options, compression_profile=str(path)), ""
+        reason = "no profile of it is cached yet"
+    except ProfileError as error:
+        reason = f"its weights are not here ({error})"
+    return (
+        none,
+        f"{reason}: a server would calibrate one first, with budgets of the same total; those "
+        "shown are uniform, unless --compression-profile names a file.",
+    )
+
+
+def _folder(model: str) -> str:
+    """Where a model's weights would lie, or its name on the Hub."""
+    if is_bundled(model):
+        return str(bundled_model())
+    return str(Path(model).parent) if Path(model).is_file() else model

@@ -13,11 +13,11 @@ from typing import Any
 from tangram.budgets import allocate, default_level, floor_pages
 from tangram.errors import ConfigurationError
 from tangram.geometry import Geometry, check_chunk
+from tangram.plan.drift_reference import DriftReference
 from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity, Profile
 from tangram.scorers import get_scorer
 from tangram.scorers.base import Scorer
-from tangram.vllm_plugin.drift.monitor import DriftReference
 
 PAGE_SIZE_ROWS = 16
 DEFAULT_GROUP_SIZES = (4, 2)

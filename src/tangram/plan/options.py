@@ -155,6 +155,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def compression_arguments(options: CompressionOptions) -> list[str]:
+    """The options as flags of `vllm serve`, which would look for a profile where none is named."""
+    arguments = ["--enable-compression"]
+    given = {"compression_profile": NO_PROFILE}
+    given |= {name: value for name, value in options.to_mapping().items() if value is not None}
+    for name, value in given.items():
+        if name != "enable_compression":
+            arguments += [flag(name), str(value)]
+    return arguments
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags to a parser; those not given parse to None."""
     group = parser.add_argument_group("KV cache compression (tangram)")

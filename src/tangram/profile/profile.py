@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tangram import __version__
 from tangram.errors import ProfileError, ProfileMismatchError
 from tangram.profile import store
 from tangram.profile.identity import ModelIdentity
+from tangram.version import VERSION
 
 MASS_CURVE = "mass_curve"
 ERROR_CURVE = "error_curve"
@@ -79,7 +79,7 @@ class Profile:
     seed: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tangram_version: str = __version__
+    tangram_version: str = VERSION
 
     def __post_init__(self) -> None:
         for name in ("ratios", "shares"):

@@ -7,8 +7,9 @@ import pytest
 
 from tangram import cli
 from tangram.bundled import recall_model_path
-from tangram.cli.plan import most_blocks, served_dtype
 from tangram.plan.cached import cached_profile
+from tangram.plan.capacity import most_blocks
+from tangram.plan.dtypes import served_dtype
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
 

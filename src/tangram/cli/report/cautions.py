@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tangram import __version__
 from tangram.profile import Profile
+from tangram.version import VERSION
 
 FEW_SAMPLES = 10
 LOW_RANK_MEAN, LOW_RANK = 0.8, 0.7
@@ -44,9 +44,9 @@ def cautions(profile: Profile, data: Mapping[str, Any], *, scorer_known: bool) -
             found.append(f"Budgets of level {level} cannot be had: {reason}.")
         elif "measured" in profile.extra:
             found.append(f"The measured budgets cannot be used: {reason}.")
-    if profile.tangram_version != __version__:
+    if profile.tangram_version != VERSION:
         found.append(
-            f"Tangram {profile.tangram_version} wrote the profile, and {__version__} this page: "
+            f"Tangram {profile.tangram_version} wrote the profile, and {VERSION} this page: "
             "calibrate again if a scorer has changed in between."
         )
     return found

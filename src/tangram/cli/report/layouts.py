@@ -10,9 +10,9 @@ import numpy as np
 
 from tangram.budgets import LEVELS, allocate
 from tangram.cli.balance import DEFAULT_THREAD_BLOCKS, balance_figures
-from tangram.cli.plan import FULL_BLOCK_TOKENS, most_blocks
 from tangram.errors import BudgetError, TangramError
 from tangram.geometry import Geometry, HeadGroups
+from tangram.plan.capacity import FULL_BLOCK_TOKENS, most_blocks
 from tangram.plan.compression_plan import PAGE_SIZE_ROWS, group_size
 from tangram.plan.options import CompressionOptions
 from tangram.profile import Profile

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tangram import __version__
 from tangram.budgets.threshold import samples_at
 from tangram.cli.report.cautions import cautions
 from tangram.cli.report.layouts import (
@@ -31,6 +30,7 @@ from tangram.geometry import Geometry
 from tangram.plan.options import CompressionOptions, flag
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
 from tangram.scorers import get_scorer
+from tangram.version import VERSION
 
 SCOPES = ("crosslayer", "perlayer")
 DEFAULT_LEVELS = ("measured", "error", "mass", "crosslayer", "perlayer", "uniform")
@@ -86,7 +86,7 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         "memory": memory_bytes(found["uniform"]),
         "measured": measured_log(profile),
         "sample_kinds": _sample_kinds(profile, samples),
-        "version": __version__,
+        "version": VERSION,
     }
     data["warnings"] = cautions(profile, data, scorer_known=scorer_known)
     return data

@@ -112,7 +112,7 @@ def _layout() -> Geometry:
 def _our_specs() -> list[Any]:
     import torch
 
-    from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
+    from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 
     return [spec.of(_layout(), torch.float16) for spec in (SealedSpec, RecentSpec, QueryRingSpec)]
 
@@ -126,9 +126,9 @@ def version() -> str | None:
 
 def managers() -> str | None:
     """Specs of the plugin and vLLM's own have their managers side by side."""
-    from tangram.vllm_plugin.core import cache_groups
+    from tangram.vllm_plugin.core import managers
 
-    ours = [cache_groups.SealedManager, cache_groups.RecentManager, cache_groups.QueryRingManager]
+    ours = [managers.SealedManager, managers.RecentManager, managers.QueryRingManager]
     full = _our_specs()[1]
     plain = _get(SPECS + "FullAttentionSpec")(
         block_size=16, num_kv_heads=4, head_size=64, dtype=full.dtype

@@ -15,8 +15,8 @@ from typing import Any
 
 from tangram.geometry import BlockCount
 from tangram.plan.compression_plan import plan_of
+from tangram.vllm_plugin.compat.override import override
 from tangram.vllm_plugin.drift.board import DriftReader, DriftReading, board_path, engine_name
-from tangram.vllm_plugin.frontend.overrides import override
 
 STATS_KEY = "tangram"
 INTERVAL_S = 0.25

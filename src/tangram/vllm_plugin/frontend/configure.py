@@ -19,8 +19,8 @@ from tangram.vllm_plugin.compat.hooks import require_hooks
 from tangram.vllm_plugin.drift.board import name_engine
 from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
 from tangram.vllm_plugin.frontend.metrics import add_logger_to_frontend
-from tangram.vllm_plugin.frontend.overrides import WORKER_EXTENSION_PATH
-from tangram.vllm_plugin.refusals import (
+from tangram.vllm_plugin.frontend.refusals import (
+    WORKER_EXTENSION_PATH,
     refuse_arguments,
     refuse_configuration,
     refuse_model,

@@ -17,8 +17,8 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase, StatLoggerManager
 
 from tangram.geometry import BlockCount
 from tangram.plan.compression_plan import CompressionPlan, plan_of
+from tangram.vllm_plugin.compat.override import override
 from tangram.vllm_plugin.core.counts import CacheCounts, take_counts
-from tangram.vllm_plugin.frontend.overrides import override
 
 logger = logging.getLogger("vllm.tangram")
 

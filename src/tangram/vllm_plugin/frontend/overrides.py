@@ -1,4 +1,4 @@
-"""The overrides of vLLM that no registry or entry point offers, each with its reason.
+"""Flags and configuration of an engine: overrides that no entry point of vLLM offers.
 
 All of them ask the configuration first and hand over to vLLM's own code when it does not ask for
 compression.
@@ -6,8 +6,6 @@ compression.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -21,67 +19,21 @@ from tangram.plan.options import (
     options_from_flags,
     take_flags_whole,
 )
+from tangram.vllm_plugin.compat.override import override
 
 logger = logging.getLogger("vllm.tangram")
 
-BACKEND_PATH = "tangram.vllm_plugin.worker.backend.CompressedAttentionBackend"
-WORKER_EXTENSION_PATH = "tangram.vllm_plugin.worker.extension.CompressionWorkerExtension"
-
-
-def override(owner: type, name: str, make: Callable[[Any], Any], parameters: set[str]) -> None:
-    """Replace a method of vLLM once per process, after checking that it takes what we expect.
-
-    Raises:
-        RuntimeError: vLLM changed under the plugin.
-    """
-    original = inspect.getattr_static(owner, name, None)
-    function = getattr(original, "__func__", original)
-    if getattr(function, "overridden_by_tangram", False):
-        return
-    found = set(inspect.signature(function).parameters) if callable(function) else set()
-    if not parameters <= found:
-        raise RuntimeError(
-            f"{owner.__module__}.{owner.__name__}.{name} of this vLLM takes {sorted(found)}, "
-            f"expected {sorted(parameters)}: install vLLM 0.32"
-        )
-    wrapped = functools.wraps(function)(make(function))
-    wrapped.overridden_by_tangram = True  # type: ignore[attr-defined]
-    kind = type(original) if isinstance(original, staticmethod | classmethod) else lambda f: f
-    setattr(owner, name, kind(wrapped))
-
 
 def install() -> None:
-    """Install the flags and the overrides in this process.
+    """Install the flags and the override of the configuration in this process.
 
-    On a vLLM that they do not fit this ends with a warning: vLLM loads the plugin whether or not
-    anyone asks for compression. Whoever does is refused, by `hooks.require_hooks` in what comes
-    first here, or by a parser that does not know the flags, which come last.
+    The flags come last: where an override does not fit this vLLM, its parser does not know them.
     """
-    try:
-        _install()
-    except Exception as error:
-        logger.warning("KV cache compression is not available: %s", error)
-
-
-def _install() -> None:
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
 
     override(EngineArgs, "create_engine_config", _create_engine_config, {"self"})
-    # The CPU platform ignores the backend that the configuration names, and on the others a
-    # process-wide registration would take the CUSTOM entry from another plugin.
-    override(
-        _defining_class(type(current_platform), "get_attn_backend_cls"),
-        "get_attn_backend_cls",
-        _get_attn_backend_cls,
-        {"cls", "selected_backend", "attn_selector_config"},
-    )
     override(EngineArgs, "from_cli_args", _from_cli_args, {"cls", "args"})
     override(EngineArgs, "add_cli_args", _add_cli_args, {"parser"})
-
-
-def _defining_class(cls: type, name: str) -> type:
-    return next(c for c in cls.__mro__ if name in vars(c))
 
 
 def _add_cli_args(original: Callable) -> Callable:
@@ -140,36 +92,3 @@ def _create_engine_config(original: Callable) -> Callable:
         return configure(self, options, lambda: original(self, *args, **kwargs))
 
     return create_engine_config
-
-
-def _get_attn_backend_cls(original: Callable) -> Callable:
-    """The attention backend of layers whose configuration asks for compression.
-
-    Asked what vLLM asks of any backend that is chosen by name.
-    """
-
-    def get_attn_backend_cls(
-        cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
-    ) -> str:
-        from vllm.config import get_current_vllm_config_or_none
-        from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-        from tangram.plan.compression_plan import plan_of
-
-        config = get_current_vllm_config_or_none()
-        if (
-            selected_backend is AttentionBackendEnum.CUSTOM
-            and config is not None
-            and plan_of(config.additional_config) is not None
-        ):
-            from tangram.vllm_plugin.refusals import refuse_selection
-            from tangram.vllm_plugin.worker.backend import CompressedAttentionBackend
-
-            reasons = CompressedAttentionBackend.validate_configuration(
-                device_capability=cls.get_device_capability(), **attn_selector_config._asdict()
-            )
-            refuse_selection(reasons)
-            return BACKEND_PATH
-        return original(cls, selected_backend, attn_selector_config, *args, **kwargs)
-
-    return get_attn_backend_cls

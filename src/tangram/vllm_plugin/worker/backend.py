@@ -31,10 +31,10 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from tangram.kernels.segments import cut_step
 from tangram.plan.compression_plan import plan_of
-from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
-from tangram.vllm_plugin.refusals import refuse_heads, refuse_layer
+from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 from tangram.vllm_plugin.worker.device import has_kernels
 from tangram.vllm_plugin.worker.host import run_on_host
+from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer
 from tangram.vllm_plugin.worker.step import HostStep, LayerStep
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
 
@@ -225,9 +225,9 @@ class CompressedAttentionImpl(AttentionImpl):
         if SEALED_NAME not in layers:
             dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)
             CompressedAttentionBackend.recent_spec = RecentSpec.of(g, dtype)
-            layers[SEALED_NAME] = SealedCache(plan, dtype)
+            layers[SEALED_NAME] = SealedCache(plan, dtype, CompressedAttentionBackend)
             if g.has_query_ring:
-                layers[RING_NAME] = QueryRing(plan, dtype)
+                layers[RING_NAME] = QueryRing(plan, dtype, CompressedAttentionBackend)
 
     def forward(  # noqa: D102
         self,

@@ -14,9 +14,10 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from tangram.geometry import HeadGroups
 from tangram.plan.compression_plan import plan_of
-from tangram.vllm_plugin import register
-from tangram.vllm_plugin.frontend.overrides import override
-from tangram.vllm_plugin.refusals import refuse_uncompressed
+from tangram.vllm_plugin.compat.override import override
+from tangram.vllm_plugin.worker import selection
+from tangram.vllm_plugin.worker.refusals import refuse_uncompressed
+from tangram.vllm_plugin.worker.storage import SEALED_NAME
 
 
 def _get_kv_cache_spec(original: Callable) -> Callable:
@@ -32,7 +33,7 @@ def _get_kv_cache_spec(original: Callable) -> Callable:
     return get_kv_cache_spec
 
 
-register()
+selection.install()
 override(Worker, "get_kv_cache_spec", _get_kv_cache_spec, {"self"})
 
 
@@ -59,7 +60,5 @@ class CompressionWorkerExtension:
         self._tangram_sealed().replace_budgets(HeadGroups.from_lists(heads, pages))
 
     def _tangram_sealed(self) -> Any:
-        from tangram.vllm_plugin.worker.storage import SEALED_NAME
-
         config = self.vllm_config  # type: ignore[attr-defined]
         return config.compilation_config.static_forward_context[SEALED_NAME]

@@ -20,11 +20,12 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from tangram.geometry import HeadGroups
 from tangram.plan.compression_plan import CompressionPlan
+from tangram.plan.drift_reference import DriftReference
 from tangram.profile import Profile
 from tangram.scorers.base import Scorer
-from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, SealedSpec
+from tangram.vllm_plugin.core.specs import QueryRingSpec, SealedSpec
 from tangram.vllm_plugin.drift.board import DriftBoard, board_path, engine_name
-from tangram.vllm_plugin.drift.monitor import DriftMonitor, DriftReference
+from tangram.vllm_plugin.drift.monitor import DriftMonitor
 from tangram.vllm_plugin.worker.device import DeviceKernels, has_kernels
 from tangram.vllm_plugin.worker.flash import find_flash_attention
 from tangram.vllm_plugin.worker.query_moments import query_statistics
@@ -43,24 +44,27 @@ class _SharedCache(nn.Module, AttentionLayerBase):
             they need nothing that `replace_budgets` can change.
     """
 
-    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
+    def __init__(
+        self, plan: CompressionPlan, dtype: torch.dtype, backend: type[AttentionBackend]
+    ) -> None:
         super().__init__()
+        self._backend = backend
         self.geometry = plan.geometry
         self.dtype = dtype
         self.kv_cache = torch.tensor([])
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         """The backend whose builder makes this cache's metadata."""
-        from tangram.vllm_plugin.worker.backend import CompressedAttentionBackend
-
-        return CompressedAttentionBackend
+        return self._backend
 
 
 class SealedCache(_SharedCache):
     """Sealed pages of all layers, and the scorer that decides what goes into them."""
 
-    def __init__(self, plan: CompressionPlan, dtype: torch.dtype) -> None:
-        super().__init__(plan, dtype)
+    def __init__(
+        self, plan: CompressionPlan, dtype: torch.dtype, backend: type[AttentionBackend]
+    ) -> None:
+        super().__init__(plan, dtype, backend)
         self._plan = plan
         self.scorer: Scorer = plan.scorer
         self._profile: Profile | None = (

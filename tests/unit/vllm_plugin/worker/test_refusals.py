@@ -7,9 +7,9 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tangram.errors import UnsupportedError
-from tangram.vllm_plugin.core.cache_groups import RecentSpec, SealedSpec
+from tangram.vllm_plugin.core.specs import RecentSpec, SealedSpec
 from tangram.vllm_plugin.frontend import configure
-from tangram.vllm_plugin.refusals import refuse_uncompressed
+from tangram.vllm_plugin.worker.refusals import refuse_uncompressed
 from tests.kernels.inputs import make_geometry
 
 GEOMETRY = make_geometry([[2, 2]] * 3)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from tangram.errors import UnsupportedError
-from tangram.vllm_plugin.frontend.overrides import WORKER_EXTENSION_PATH
+from tangram.errors import refuse
+
+WORKER_EXTENSION_PATH = "tangram.vllm_plugin.worker.extension.CompressionWorkerExtension"
 
 _FULL_ATTENTION = {"attention", "full_attention"}
-
-
-def _refuse(condition: Any, option: str, remedy: str) -> None:
-    if condition:
-        raise UnsupportedError(f"KV cache compression does not support {option}: {remedy}")
 
 
 def refuse_arguments(args: EngineArgs) -> None:
@@ -28,7 +21,7 @@ def refuse_arguments(args: EngineArgs) -> None:
     Looked at before vLLM makes its configuration, so that the message is about compression and not
     about a consequence of it.
     """
-    _refuse(
+    refuse(
         args.speculative_config or getattr(args, "spec_method", None),
         "speculative decoding (--speculative-config)",
         "leave it out, or serve without --enable-compression",
@@ -37,33 +30,33 @@ def refuse_arguments(args: EngineArgs) -> None:
                  "decode_context_parallel_size", "prefill_context_parallel_size"):  # fmt: skip
         size = getattr(args, name)
         flag = "--" + name.replace("_", "-")
-        _refuse(size > 1, f"{flag} {size} yet", f"use {flag} 1")
-    _refuse(
+        refuse(size > 1, f"{flag} {size} yet", f"use {flag} 1")
+    refuse(
         args.kv_transfer_config or args.kv_offloading_size,
         "KV connectors and offloading (--kv-transfer-config, --kv-offloading-size)",
         "leave them out",
     )
-    _refuse(
+    refuse(
         args.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
         f"a quantised KV cache (--kv-cache-dtype {args.kv_cache_dtype})",
         "use --kv-cache-dtype auto",
     )
-    _refuse(
+    refuse(
         args.enable_dbo or args.ubatch_size > 1,
         "steps cut into microbatches (--enable-dbo, --ubatch-size)",
         "leave them out",
     )
-    _refuse(
+    refuse(
         args.disable_hybrid_kv_cache_manager,
         "--disable-hybrid-kv-cache-manager",
         "leave it out: sealed and recent blocks are two cache groups",
     )
-    _refuse(
+    refuse(
         args.block_size is not None,
         f"--block-size {args.block_size}",
         "leave it out: the chunk size and the budgets decide it",
     )
-    _refuse(
+    refuse(
         args.attention_backend
         or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM)
         or args.attention_config.backend_per_kind,
@@ -71,12 +64,12 @@ def refuse_arguments(args: EngineArgs) -> None:
         "--attention-config)",
         "leave it out: compression brings its own",
     )
-    _refuse(
+    refuse(
         args.worker_extension_cls not in ("", WORKER_EXTENSION_PATH),
         f"--worker-extension-cls {args.worker_extension_cls}",
         "leave it out: compression brings its own",
     )
-    _refuse(
+    refuse(
         envs.VLLM_BATCH_INVARIANT,
         "batch-invariant mode (the environment variable VLLM_BATCH_INVARIANT)",
         "unset it, or serve without --enable-compression",
@@ -87,17 +80,17 @@ def refuse_model(config: VllmConfig) -> None:
     """Raise UnsupportedError for a model that compression cannot serve yet."""
     model = config.model_config
     name = f"the model {model.model!r}"
-    _refuse(model.runner_type != "generate", f"{name}, which does not generate text", "use another")
-    _refuse(model.is_encoder_decoder, f"{name}, an encoder-decoder", "use a decoder-only model")
-    _refuse(model.use_mla, f"{name}, which uses MLA", "use a model with plain attention")
-    _refuse(
+    refuse(model.runner_type != "generate", f"{name}, which does not generate text", "use another")
+    refuse(model.is_encoder_decoder, f"{name}, an encoder-decoder", "use a decoder-only model")
+    refuse(model.use_mla, f"{name}, which uses MLA", "use a model with plain attention")
+    refuse(
         model.is_hybrid or model.is_attention_free,
         f"{name}, which has layers other than attention, yet",
         "serve it without --enable-compression",
     )
     text = model.hf_text_config
     layer_types = set(getattr(text, "layer_types", None) or ())
-    _refuse(
+    refuse(
         model.get_sliding_window() is not None
         or not layer_types <= _FULL_ATTENTION
         or getattr(text, "attention_chunk_size", None)
@@ -106,7 +99,7 @@ def refuse_model(config: VllmConfig) -> None:
         "serve it without --enable-compression, or with --disable-sliding-window where the "
         "context fits the window",
     )
-    _refuse(
+    refuse(
         getattr(text, "num_kv_shared_layers", 0) or model.is_mm_prefix_lm,
         f"{name}, which shares KV between layers or attends to images both ways",
         "serve it without --enable-compression",
@@ -115,82 +108,24 @@ def refuse_model(config: VllmConfig) -> None:
 
 def refuse_configuration(config: VllmConfig) -> None:
     """Raise UnsupportedError for what only the finished configuration shows."""
-    _refuse(config.speculative_config, "speculative decoding", "leave --speculative-config out")
-    _refuse(config.kv_transfer_config, "KV connectors", "leave --kv-transfer-config out")
+    refuse(config.speculative_config, "speculative decoding", "leave --speculative-config out")
+    refuse(config.kv_transfer_config, "KV connectors", "leave --kv-transfer-config out")
     model, dtype = config.model_config, config.cache_config.cache_dtype
     # Some formats are known only to the layers, which take "auto" for the checkpoint's.
     scheme = getattr(config.quant_config, "kv_cache_scheme", None)
-    _refuse(
+    refuse(
         dtype not in ("auto", "float16", "bfloat16") or (dtype == "auto" and scheme),
         f"the quantised KV cache ({dtype}) of this checkpoint",
         "give --dtype and --kv-cache-dtype the same type, bfloat16 or float16: the cache then does "
         "without the checkpoint's scales",
     )
-    _refuse(
+    refuse(
         kv_cache_dtype_str_to_dtype(dtype, model) != model.dtype,
         f"--kv-cache-dtype {dtype} with a model in {str(model.dtype).removeprefix('torch.')}",
         "use --kv-cache-dtype auto: queries, keys and values have one type",
     )
-    _refuse(
+    refuse(
         config.scheduler_config.disable_hybrid_kv_cache_manager,
         "a configuration that turns the hybrid KV cache manager off",
         "leave out the option that does",
-    )
-
-
-def refuse_layer(**unsupported: Any) -> None:
-    """Raise UnsupportedError for a property of an attention layer, named as vLLM names it."""
-    for name, value in unsupported.items():
-        _refuse(value, f"attention layers with {name}", "serve the model without compression")
-
-
-def refuse_heads(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise UnsupportedError if a layer's heads are not those that the plan is made for.
-
-    Args:
-        found: query heads, KV heads and elements of a head of the layer.
-        expected: the same by the model's config.
-    """
-    _refuse(
-        found != expected,
-        f"attention layers with {found} query heads, KV heads and elements of a head, where the "
-        f"model's config says {expected}",
-        "serve the model without compression",
-    )
-
-
-def refuse_selection(reasons: Sequence[str]) -> None:
-    """Raise UnsupportedError for what vLLM asks of an attention backend and this one lacks."""
-    _refuse(
-        reasons,
-        f"what vLLM asks of the attention backend ({', '.join(reasons)})",
-        "leave out the option or environment variable that asks for it, or serve the model without "
-        "--enable-compression",
-    )
-
-
-def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
-    """Raise UnsupportedError if layers of the model, once it is made, are not those of the plan.
-
-    Args:
-        specs: of every layer that has a cache, by its name.
-        num_layers: of the plan.
-    """
-    from vllm.model_executor.models.utils import extract_layer_index
-
-    from tangram.vllm_plugin.core.cache_groups import QueryRingSpec, RecentSpec, SealedSpec
-
-    ours = SealedSpec | RecentSpec | QueryRingSpec
-    others = [name for name, spec in specs.items() if not isinstance(spec, ours)]
-    _refuse(
-        others,
-        f"a model whose layers choose their attention backend themselves ({len(others)} of them, "
-        f"{', '.join(others[:1])} the first)",
-        "serve it without --enable-compression",
-    )
-    layers = {extract_layer_index(n) for n, spec in specs.items() if isinstance(spec, RecentSpec)}
-    _refuse(
-        layers != set(range(num_layers)),
-        f"a model in which only {len(layers)} of {num_layers} layers have attention",
-        "serve it without --enable-compression",
     )

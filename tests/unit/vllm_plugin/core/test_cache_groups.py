@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 
 from benchmarks.serving import simulate
 from benchmarks.serving.sides import find_model
-from tangram.vllm_plugin.core.cache_groups import RecentSpec, SealedSpec
+from tangram.vllm_plugin.core.specs import RecentSpec, SealedSpec
 from tests.kernels.inputs import make_geometry
 
 CHUNK = 64

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tangram.vllm_plugin.core.cache_groups import RecentManager, RecentSpec
+from tangram.vllm_plugin.core.managers import RecentManager
+from tangram.vllm_plugin.core.specs import RecentSpec
 from tests.kernels.inputs import make_geometry
 
 

@@ -19,7 +19,7 @@ from tangram.vllm_plugin.core.counts import STATS_KEY, CacheCounts
 from tangram.vllm_plugin.drift.board import DriftReading
 from tangram.vllm_plugin.frontend.metrics import CompressionLogger, WritingCompressionLogger
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 MODEL = ModelIdentity("Sample", 2, 4, 8, 64, 512, 100)
 OPTIONS = CompressionOptions(compression_ratio=0.25, compression_chunk_size=64)
 PLAN = make_plan(OPTIONS, MODEL, itemsize_bytes=2)
@@ -122,7 +122,7 @@ def test_several_api_servers_share_the_counts(tmp_path):
     """An engine tells each count to one of them, whichever; a scrape may reach any."""
     code = """
 import os
-from tests.unit.vllm_plugin.test_metrics import COUNTS, CompressionLogger, config, stats
+from tests.unit.vllm_plugin.frontend.test_metrics import COUNTS, CompressionLogger, config, stats
 from prometheus_client import CollectorRegistry, multiprocess
 logger = CompressionLogger(config(), [0])
 child = os.fork()

@@ -1,0 +1,65 @@
+"""Layers and models that compression does not serve, seen only when the model is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.model_executor.models.utils import extract_layer_index
+
+from tangram.errors import refuse
+from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
+
+
+def refuse_layer(**unsupported: Any) -> None:
+    """Raise UnsupportedError for a property of an attention layer, named as vLLM names it."""
+    for name, value in unsupported.items():
+        refuse(value, f"attention layers with {name}", "serve the model without compression")
+
+
+def refuse_heads(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise UnsupportedError if a layer's heads are not those that the plan is made for.
+
+    Args:
+        found: query heads, KV heads and elements of a head of the layer.
+        expected: the same by the model's config.
+    """
+    refuse(
+        found != expected,
+        f"attention layers with {found} query heads, KV heads and elements of a head, where the "
+        f"model's config says {expected}",
+        "serve the model without compression",
+    )
+
+
+def refuse_selection(reasons: Sequence[str]) -> None:
+    """Raise UnsupportedError for what vLLM asks of an attention backend and this one lacks."""
+    refuse(
+        reasons,
+        f"what vLLM asks of the attention backend ({', '.join(reasons)})",
+        "leave out the option or environment variable that asks for it, or serve the model without "
+        "--enable-compression",
+    )
+
+
+def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
+    """Raise UnsupportedError if layers of the model, once it is made, are not those of the plan.
+
+    Args:
+        specs: of every layer that has a cache, by its name.
+        num_layers: of the plan.
+    """
+    ours = SealedSpec | RecentSpec | QueryRingSpec
+    others = [name for name, spec in specs.items() if not isinstance(spec, ours)]
+    refuse(
+        others,
+        f"a model whose layers choose their attention backend themselves ({len(others)} of them, "
+        f"{', '.join(others[:1])} the first)",
+        "serve it without --enable-compression",
+    )
+    layers = {extract_layer_index(n) for n, spec in specs.items() if isinstance(spec, RecentSpec)}
+    refuse(
+        layers != set(range(num_layers)),
+        f"a model in which only {len(layers)} of {num_layers} layers have attention",
+        "serve it without --enable-compression",
+    )
