@@ -217,10 +217,10 @@ def _configured(
     plan = plan_of(config.additional_config)
     assert plan is not None
     geometry = plan.geometry
-    specs = dict.fromkeys(layers, RecentSpec.of(geometry, torch.bfloat16))
-    specs[SEALED_NAME] = SealedSpec.of(geometry, torch.bfloat16)
+    specs = dict.fromkeys(layers, RecentSpec.of(geometry.block_shape, torch.bfloat16))
+    specs[SEALED_NAME] = SealedSpec.of(geometry.block_shape, torch.bfloat16)
     if geometry.has_query_ring:
-        specs[RING_NAME] = QueryRingSpec.of(geometry, torch.bfloat16)
+        specs[RING_NAME] = QueryRingSpec.of(geometry.block_shape, torch.bfloat16)
     kept = geometry.sealed_block_bytes / geometry.full_bytes(geometry.chunk_size_tokens)
     return config, specs, kept, "BLHNC"
 

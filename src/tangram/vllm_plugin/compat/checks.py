@@ -114,7 +114,10 @@ def _our_specs() -> list[Any]:
 
     from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 
-    return [spec.of(_layout(), torch.float16) for spec in (SealedSpec, RecentSpec, QueryRingSpec)]
+    return [
+        spec.of(_layout().block_shape, torch.float16)
+        for spec in (SealedSpec, RecentSpec, QueryRingSpec)
+    ]
 
 
 def version() -> str | None:

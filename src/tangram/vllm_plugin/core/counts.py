@@ -152,7 +152,7 @@ def count_blocks(scheduler: Any) -> CacheCounts:
     counts: SealedCounts = by_spec["SealedSpec"].counts
     C = by_spec["SealedSpec"].block_size
     ring = by_spec.get("QueryRingSpec")
-    rings = ring.kv_cache_spec.geometry.ring_blocks * len(ring.req_to_blocks) if ring else 0
+    rings = ring.kv_cache_spec.shape.ring_blocks * len(ring.req_to_blocks) if ring else 0
     free = manager.block_pool.get_num_free_blocks()
     return CacheCounts(
         sealed=counts.held,

@@ -121,7 +121,7 @@ class RecentManager(_FindsComputed, SlidingWindowManager):
 
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
         """Tokens at the start that need no raw block any more."""
-        return self.kv_cache_spec.geometry.recent_start(num_computed_tokens)
+        return self.kv_cache_spec.shape.recent_start(num_computed_tokens)
 
     def get_num_blocks_to_allocate(
         self, *args: Any, apply_admission_cap: bool = False, **kwargs: Any
@@ -172,11 +172,11 @@ class RecentManager(_FindsComputed, SlidingWindowManager):
         if mask is None or not reachable_boundaries:
             return mask
         assert isinstance(kv_cache_spec, RecentSpec)
-        geometry = kv_cache_spec.geometry
-        chunk_blocks = geometry.chunk_recent_blocks
-        answer = geometry.sealed_chunks(reachable_boundaries[0]) * chunk_blocks
+        shape = kv_cache_spec.shape
+        chunk_blocks = shape.chunk_recent_blocks
+        answer = shape.sealed_chunks(reachable_boundaries[0]) * chunk_blocks
         for block in range(max(start_block, answer), end_block):
-            if chunk_blocks - block % chunk_blocks <= geometry.window_recent_blocks:
+            if chunk_blocks - block % chunk_blocks <= shape.window_recent_blocks:
                 mask[block - start_block] = True
         return mask
 
@@ -193,7 +193,7 @@ class RecentManager(_FindsComputed, SlidingWindowManager):
         **kwargs: Any,
     ) -> tuple[tuple[list, ...], int]:
         assert isinstance(kv_cache_spec, RecentSpec)
-        if kv_cache_spec.geometry.window_size_tokens == 0:
+        if kv_cache_spec.shape.window_size_tokens == 0:
             # Nothing raw is needed at a boundary, so no missing block can spoil a hit.
             length = max_length // alignment_tokens * alignment_tokens
             blocks = [block_pool.null_block] * (length // kv_cache_spec.block_size)
@@ -224,11 +224,11 @@ class QueryRingManager(CircularBufferManager):
         **kwargs: Any,
     ) -> int:
         held = len(self.req_to_blocks.get(request_id, ()))
-        return self.kv_cache_spec.geometry.ring_blocks - held
+        return self.kv_cache_spec.shape.ring_blocks - held
 
     def _claim_ring_block(self, request_id: str, record_for_zeroing: bool = True) -> list:
         held = self.req_to_blocks[request_id]
         if held:
             return []
-        held.extend(self.block_pool.get_new_blocks(self.kv_cache_spec.geometry.ring_blocks))
+        held.extend(self.block_pool.get_new_blocks(self.kv_cache_spec.shape.ring_blocks))
         return list(held)

@@ -20,24 +20,24 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
-from tangram.geometry import Geometry
+from tangram.geometry import BlockShape
 
 
-class _WithGeometry:
+class _WithShape:
     """What the three specs share: a field beyond their family's, which a merge must keep."""
 
-    geometry: Geometry
+    shape: BlockShape
 
     @classmethod
-    def of(cls, geometry: Geometry, dtype: Any) -> Any:
-        """The spec of a layout; as long as a chunk, so that it does not coarsen cache hits."""
+    def of(cls, shape: BlockShape, dtype: Any) -> Any:
+        """The spec of a block; as long as a chunk, so that it does not coarsen cache hits."""
         make: Any = cls
         return make(
-            block_size=geometry.chunk_size_tokens,
+            block_size=shape.chunk_size_tokens,
             num_kv_heads=1,
-            head_size=geometry.head_size,
+            head_size=shape.head_size,
             dtype=dtype,
-            geometry=geometry,
+            shape=shape,
         )
 
     # The families' own `merge` makes a new object from a fixed list of fields.
@@ -45,65 +45,65 @@ class _WithGeometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SealedSpec(_WithGeometry, FullAttentionSpec):
+class SealedSpec(_WithShape, FullAttentionSpec):
     """One block is one sealed chunk of all layers: `rows_per_block` rows [K | V]."""
 
-    geometry: Geometry
+    shape: BlockShape
 
     def get_num_kernel_states(self, kernel_block_size: int) -> int:
         """Rows of a block, which is never split."""
         assert kernel_block_size == self.block_size
-        return self.geometry.rows_per_block
+        return self.shape.rows_per_block
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of the sealed blocks of a request of the longest length."""
         longest = vllm_config.model_config.max_model_len
-        return self.geometry.sealed_chunks(longest) * self.page_size_bytes
+        return self.shape.sealed_chunks(longest) * self.page_size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecentSpec(_WithGeometry, SlidingWindowSpec):
+class RecentSpec(_WithShape, SlidingWindowSpec):
     """Raw tokens of one layer, held until their chunk is sealed, W of them one chunk longer."""
 
-    geometry: Geometry
+    shape: BlockShape
 
     @classmethod
-    def of(cls, geometry: Geometry, dtype: Any) -> RecentSpec:
-        """The spec of one layer of a layout."""
+    def of(cls, shape: BlockShape, dtype: Any) -> RecentSpec:
+        """The spec of one layer."""
         return cls(
-            block_size=geometry.recent_block_tokens,
-            num_kv_heads=geometry.num_kv_heads,
-            head_size=geometry.head_size,
+            block_size=shape.recent_block_tokens,
+            num_kv_heads=shape.num_kv_heads,
+            head_size=shape.head_size,
             dtype=dtype,
-            sliding_window=geometry.window_size_tokens + 1,
-            geometry=geometry,
+            sliding_window=shape.window_size_tokens + 1,
+            shape=shape,
         )
 
     def max_admission_blocks_per_request(
         self, max_in_flight_tokens: int, max_model_len: int
     ) -> int:
         """Most blocks that a request holds at once."""
-        return self.geometry.max_recent_blocks(max_in_flight_tokens, max_model_len)
+        return self.shape.max_recent_blocks(max_in_flight_tokens, max_model_len)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryRingSpec(_WithGeometry, CircularBufferSpec):
+class QueryRingSpec(_WithShape, CircularBufferSpec):
     """Blocks of one running request that hold its last W queries of all layers."""
 
-    geometry: Geometry
+    shape: BlockShape
 
     @property
     def state_content_size_bytes(self) -> int:
         """Bytes of one token's queries of all layers."""
-        return self.geometry.query_bytes
+        return self.shape.query_bytes
 
     def get_num_kernel_states(self, kernel_block_size: int) -> int:
         """Queries in a block."""
-        return self.geometry.ring_block_tokens
+        return self.shape.ring_block_tokens
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of a request's ring."""
-        return self.geometry.ring_blocks * self.page_size_bytes
+        return self.shape.ring_blocks * self.page_size_bytes
 
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Width of the block table.
@@ -111,4 +111,4 @@ class QueryRingSpec(_WithGeometry, CircularBufferSpec):
         Model runner V1 computes a slot mapping for every group, over all positions, and would read
         past a narrower row.
         """
-        return max(self.geometry.ring_blocks, cdiv(max_len, self.block_size))
+        return max(self.shape.ring_blocks, cdiv(max_len, self.block_size))

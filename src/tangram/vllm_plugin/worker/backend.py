@@ -224,7 +224,7 @@ class CompressedAttentionImpl(AttentionImpl):
         layers = config.compilation_config.static_forward_context
         if SEALED_NAME not in layers:
             dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)
-            CompressedAttentionBackend.recent_spec = RecentSpec.of(g, dtype)
+            CompressedAttentionBackend.recent_spec = RecentSpec.of(g.block_shape, dtype)
             layers[SEALED_NAME] = SealedCache(plan, dtype, CompressedAttentionBackend)
             if g.has_query_ring:
                 layers[RING_NAME] = QueryRing(plan, dtype, CompressedAttentionBackend)

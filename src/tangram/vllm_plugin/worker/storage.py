@@ -76,7 +76,7 @@ class SealedCache(_SharedCache):
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """One block of this group is one sealed chunk."""
-        return SealedSpec.of(self.geometry, self.dtype)
+        return SealedSpec.of(self.geometry.block_shape, self.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """vLLM gives the cache, and takes it back, by setting `kv_cache`."""
@@ -172,7 +172,7 @@ class QueryRing(_SharedCache):
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """Blocks of this group are private to a request and never cached."""
-        return QueryRingSpec.of(self.geometry, self.dtype)
+        return QueryRingSpec.of(self.geometry.block_shape, self.dtype)
 
     @property
     def queries(self) -> Tensor:

@@ -22,7 +22,7 @@ GEOMETRY = make_geometry([[2, 2]], chunk_size_tokens=CHUNK, window_size_tokens=3
 @pytest.fixture
 def manager():
     init_none_hash(sha256)
-    specs = [spec.of(GEOMETRY, torch.float32) for spec in (SealedSpec, RecentSpec)]
+    specs = [spec.of(GEOMETRY.block_shape, torch.float32) for spec in (SealedSpec, RecentSpec)]
     groups = [KVCacheGroupSpec([name], spec) for name, spec in zip("ab", specs, strict=True)]
     config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=groups)
     sizes = dict(scheduler_block_size=CHUNK, hash_block_size=GEOMETRY.recent_block_tokens)

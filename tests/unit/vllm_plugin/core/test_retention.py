@@ -12,14 +12,14 @@ from tests.kernels.inputs import make_geometry
 
 def spec_of(chunk, window):
     geometry = make_geometry([[2, 2]], chunk_size_tokens=chunk, window_size_tokens=window)
-    return RecentSpec.of(geometry, torch.float32)
+    return RecentSpec.of(geometry.block_shape, torch.float32)
 
 
 def mask(spec, start, end, interval, prompt_tokens, *further):
     return RecentManager.reachable_block_mask(
         start,
         end,
-        spec.geometry.chunk_size_tokens,
+        spec.shape.chunk_size_tokens,
         spec,
         False,
         interval,
@@ -30,8 +30,8 @@ def mask(spec, start, end, interval, prompt_tokens, *further):
 
 def expected(spec, block, interval, prompt_tokens, *further):
     """From the definition: the block holds a part of the window before a boundary that is kept."""
-    geometry = spec.geometry
-    C, W, R = geometry.chunk_size_tokens, geometry.window_size_tokens, spec.block_size
+    shape = spec.shape
+    C, W, R = shape.chunk_size_tokens, shape.window_size_tokens, spec.block_size
     boundary = (block * R // C + 1) * C
     in_window = (block + 1) * R > boundary - W
     kept = (

@@ -13,7 +13,7 @@ from tangram.vllm_plugin.worker.refusals import refuse_uncompressed
 from tests.kernels.inputs import make_geometry
 
 GEOMETRY = make_geometry([[2, 2]] * 3)
-RECENT, SEALED = (spec.of(GEOMETRY, torch.float16) for spec in (RecentSpec, SealedSpec))
+RECENT, SEALED = (spec.of(GEOMETRY.block_shape, torch.float16) for spec in (RecentSpec, SealedSpec))
 
 
 def specs(layers):
