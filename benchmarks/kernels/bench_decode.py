@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.kernels import common
 from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry
 from tangram.geometry import Geometry
+from tangram.kernels.cache_view import CacheView  # noqa: E402
 from tangram.kernels.decode import (
     THREAD_BLOCKS_PER_SM,
     DecodeTables,
@@ -90,6 +91,7 @@ class Ours:
         self.query = torch.randn(shape, device="cuda").to(buffer.dtype)
         self.out = torch.full_like(self.query, torch.nan)
         self.seq_lens = torch.full((case.batch_size,), case.seq_len, dtype=torch.int32).cuda()
+        self.query_start = torch.arange(case.batch_size + 1, dtype=torch.int32).cuda()
         self.scale = g.head_size**-0.5
 
     def prepare(
@@ -118,12 +120,17 @@ class Ours:
         self.tables = [DecodeTables.make(self.geometry, one, "cuda") for one in maps]
         self.workspace = DecodeWorkspace.allocate(self.tables)
 
-    def inputs(self, pool: Pool, requests: slice = slice(None)) -> tuple[Tensor, ...]:
+    def inputs(self, pool: Pool, requests: slice = slice(None)) -> tuple[Tensor, CacheView]:
         """What the kernel and the reference take."""
-        return (
-            self.query[requests], pool.sealed_cache, pool.sealed_table[requests],
-            pool.recent_cache, pool.recent_table[requests], self.seq_lens[requests],
-        )  # fmt: skip
+        view = CacheView(
+            sealed=pool.sealed_cache,
+            sealed_table=pool.sealed_table[requests],
+            recent=pool.recent_cache,
+            recent_table=pool.recent_table[requests],
+            query_start=self.query_start,
+            seq_lens=self.seq_lens[requests],
+        )
+        return self.query[requests], view
 
     def layer(self, index: int) -> None:
         """One layer's call."""

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry, HeadGroups
-from tangram.kernels.seal_decode import KERNEL_SCORERS, QueryStatistics, SealTables, kernel
+from tangram.kernels.cache_view import CacheView
+from tangram.kernels.seal_decode import KERNEL_SCORERS, SealScorer, SealTables, kernel
 from tangram.kernels.store import kernel as store_kernel
 from tangram.kernels.store_queries import kernel as queries_kernel
 from tangram.scorers import get_scorer
 from tangram.scorers.base import Chunks
-from tangram.scorers.expected_attention import ExpectedAttention, average_rotation
 from tangram.scorers.select import top_rows
 
 LAYERS, HEADS, QUERY_HEADS, D, C, W = 36, 8, 32, 128, 256, 32
@@ -57,7 +57,7 @@ class Server:
     query: Tensor
     slots: Tensor
     profile: dict[str, Tensor]
-    statistics: QueryStatistics
+    scorers: dict[str, SealScorer]
 
     def lens(self, sealing: list[int]) -> Tensor:
         """Lengths of which the `sealing` requests' are at a boundary."""
@@ -65,17 +65,21 @@ class Server:
         lens[sealing] = 4 * C
         return lens.to(torch.int32).cuda()
 
+    def view(self, lens: Tensor) -> CacheView:
+        """What launches are given of it."""
+        return CacheView(
+            self.sealed, self.sealed_table, self.recent[0], self.recent_table, self.start, lens,
+            self.ring, self.ring_table,
+        )  # fmt: skip
+
     def tables(self, layers: list[int]) -> SealTables:
         """Tables of a launch for these layers."""
         return SealTables.of(self.geometry, layers, [self.recent[layer] for layer in layers])
 
     def seal(self, tables: SealTables, lens: Tensor, scorer: str) -> None:
         """One launch."""
-        kernel.seal_decode(
-            tables, self.sealed, self.sealed_table, self.recent_table, self.start, lens,
-            scorer=scorer, softmax_scale=SCALE, ring=self.ring, ring_table=self.ring_table,
-            statistics=self.statistics,
-        )  # fmt: skip
+        by = self.scorers[scorer]
+        kernel.seal_decode(tables, self.view(lens), scorer=by, softmax_scale=SCALE)
 
     def store(self, layer: int) -> None:
         """One launch."""
@@ -83,9 +87,7 @@ class Server:
 
     def store_queries(self, layer: int, lens: Tensor) -> None:
         """One launch."""
-        queries_kernel.store_queries(
-            self.query, self.start, lens, self.ring_table, self.ring[:, :, layer], W
-        )
+        queries_kernel.store_queries(self.query, self.view(lens), layer, W)
 
 
 def make_profile(seed: int) -> dict[str, Tensor]:
@@ -99,19 +101,13 @@ def make_profile(seed: int) -> dict[str, Tensor]:
     }
 
 
-def for_kernel(profile: dict[str, Tensor]) -> QueryStatistics:
-    """The same, as the kernel reads them, for chunks 0 to 3."""
-    scorer = ExpectedAttention()
-    rotation = average_rotation(
-        profile["rope_frequencies"], C * torch.arange(1, 5), scorer.n_future_tokens
-    )
-    return QueryStatistics.of(
-        profile["query_mean"],
-        profile["query_covariance"],
-        rotation,
-        epsilon=scorer.epsilon,
-        device="cuda",
-    )
+def for_kernel(profile: dict[str, Tensor], geometry: Geometry) -> dict[str, SealScorer]:
+    """Every scorer as launches are given it, for chunks 0 to 3, by name."""
+    arrays = {name: array.numpy() for name, array in profile.items()}
+    return {
+        name: SealScorer.of(get_scorer(name), arrays, geometry, 4 * C, "cuda")
+        for name in KERNEL_SCORERS
+    }
 
 
 def make_server(requests: int, seed: int) -> Server:
@@ -163,7 +159,7 @@ def make_server(requests: int, seed: int) -> Server:
         query=torch.randn(requests, QUERY_HEADS, D, device="cuda").bfloat16(),
         slots=blocks[:, last - first - 1].cuda().long() * R + R - 1,
         profile=profile,
-        statistics=for_kernel(profile),
+        scorers=for_kernel(profile, g),
     )
 
 

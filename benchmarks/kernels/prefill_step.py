@@ -43,6 +43,7 @@ class Step:
         self.query = self.pool.random(self.count, geometry.num_query_heads, geometry.head_size)
         self.out = torch.empty_like(self.query)
         self.scale = geometry.head_size**-0.5
+        self.view = self.pool.view()
         self.head_tables = [
             torch.from_numpy(make_head_table(geometry, layer)).to(DEVICE)
             for layer in range(geometry.num_layers)
@@ -91,8 +92,7 @@ class Ours:
         return attend_sealed(
             step.query,
             self.sealed,
-            step.pool.sealed_cache,
-            step.pool.sealed_table,
+            step.view,
             head_table=step.head_tables[layer],
             softmax_scale=step.scale,
             attention=attention,
@@ -110,10 +110,7 @@ class Ours:
         prefill_attention(
             step.query,
             self.tiles,
-            step.pool.sealed_cache,
-            step.pool.sealed_table,
-            recent,
-            step.pool.recent_table,
+            step.view.of_layer(recent),
             head_table=step.head_tables[layer],
             softmax_scale=step.scale,
             out=step.out,
@@ -133,16 +130,15 @@ class Ours:
 
     def check(self) -> float:
         """Relative error of layer 0 at the first and last segments; NaN lies around the rows."""
-        step, pool = self.step, self.step.pool
+        step = self.step
         step.out.fill_(torch.nan)
         self.layer(0)
         order = np.arange(len(step.segments))
         some: Segments = step.segments.take(np.unique(np.concatenate([order[:2], order[-2:]])))
         expected = torch.full_like(step.query, torch.nan, dtype=torch.float32)
         attend(
-            step.query, some, pool.sealed_cache, pool.sealed_table, pool.recent_cache,
-            pool.recent_table, geometry=step.geometry, layer=0, softmax_scale=step.scale,
-            out=expected,
+            step.query, some, step.view, geometry=step.geometry, layer=0,
+            softmax_scale=step.scale, out=expected,
         )  # fmt: skip
         if step.out.isnan().any():
             return math.nan

@@ -169,7 +169,7 @@ def engine(*, compressed: bool = True, model: str = MODEL, **options: Any) -> It
         if compressed:
             sealed = sealed_cache(llm)
             served = DEVICE.has_kernels and has_kernel(sealed.scorer.name)
-            assert (sealed.kernels is not None) == served, sealed.scorer.name
+            assert sealed.runner.is_device == served, sealed.scorer.name
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()

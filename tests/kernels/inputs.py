@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry, HeadGroups
+from tangram.kernels.cache_view import CacheView
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Largest norm of the difference over the norm of the reference, by type; the same everywhere."""
@@ -75,6 +76,26 @@ class Pool:
     sealed_table: Tensor
     recent_table: Tensor
     generator: torch.Generator
+
+    def view(
+        self, query_start: Tensor | None = None, ring: Tensor | None = None,
+        ring_table: Tensor | None = None, device: str | None = None,
+    ) -> CacheView:  # fmt: skip
+        """What kernels are given of it; a request computes one token where nothing else is said."""
+        count = len(self.num_tokens)
+        lens = torch.tensor(self.num_tokens, dtype=torch.int32)
+        view = CacheView(
+            sealed=self.sealed_cache,
+            sealed_table=self.sealed_table,
+            recent=self.recent_cache,
+            recent_table=self.recent_table,
+            query_start=torch.arange(count + 1) if query_start is None else query_start,
+            seq_lens=lens,
+            ring=ring,
+            ring_table=ring_table,
+        )
+        to = self.sealed_cache.device if device is None else device
+        return CacheView(*(None if tensor is None else tensor.to(to) for tensor in view))
 
     def random(self, *shape: int) -> Tensor:
         """Normal values of the pool's type."""

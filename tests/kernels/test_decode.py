@@ -80,9 +80,7 @@ def make_case(
     workspace.partial_out.fill_(torch.nan)
     workspace.lse_log2.fill_(torch.nan)
     seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
-    inputs = (
-        query, pool.sealed_cache, pool.sealed_table, pool.recent_cache, pool.recent_table, seq_lens
-    )  # fmt: skip
+    inputs = query, pool.view()._replace(seq_lens=seq_lens)
     return SimpleNamespace(
         inputs=inputs, tables=tables, workspace=workspace, out=out, seq_lens=seq_lens, dtype=dtype
     )

@@ -53,32 +53,26 @@ class Worker:
         )
         self.ring = None
         if g.has_query_ring:
-            ring = case.ring.to(device, copy=True)
-            self.ring = SimpleNamespace(
-                geometry=g, queries=ring, kv_cache=ring, layer=lambda layer: ring[:, :, layer]
-            )
-        statistics = None
-        if scorer.needs_statistics:
-            chunks = int(case.seq_lens.max()) // g.chunk_size_tokens
-            statistics = sealing.on_device(case.statistics, g, scorer, chunks, device)
+            self.ring = SimpleNamespace(queries=case.ring.to(device, copy=True))
         self.kernels = DeviceKernels(
             g,
-            scorer,
+            sealing.seal_scorer(case, scorer.name, scorer.parameters(), device),
             self.device,
             [len(case.seq_lens)],
             lambda: self.recent,
             flash=flash,
-            statistics=statistics,
             max_step_tokens=100,
         )
 
     def decode(self):
         """One decode step of all layers, whose rows are stored already: their slots are padding."""
         case, g = self.case, self.case.pool.geometry
-        put = lambda tensor: None if tensor is None else tensor.to(self.device)  # noqa: E731
+        view = sealing.view_of(case, self.base)
+        if self.ring is not None:
+            view = view._replace(ring=self.ring.queries)
         self.kernels.prepare_decode(len(case.seq_lens))
         for layer in range(g.num_layers):
-            query = put(case.query)
+            query = case.query.to(self.device)
             self.kernels.run(
                 LayerStep(
                     layer=layer,
@@ -87,15 +81,9 @@ class Worker:
                     key=query[:, : g.num_kv_heads],
                     value=query[:, : g.num_kv_heads],
                     out=torch.empty_like(query),
-                    recent_cache=self.recent[layer],
-                    sealed=self.sealed,
-                    ring=self.ring,
-                    recent_table=put(case.pool.recent_table),
-                    sealed_table=put(case.pool.sealed_table),
-                    ring_table=put(case.ring_table),
                     slot_mapping=torch.full((len(query),), -1, device=self.device),
-                    query_start=put(case.query_start),
-                    seq_lens=put(case.seq_lens),
+                    view=view.of_layer(self.recent[layer]),
+                    sealed=self.sealed,
                     host=None,
                 )
             )

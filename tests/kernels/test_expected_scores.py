@@ -13,6 +13,7 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from tangram.kernels.seal_decode import kernel  # noqa: E402
+from tangram.kernels.seal_decode.scorers import tiles_of  # noqa: E402
 from tangram.kernels.seal_decode.scores_kernel import expected  # noqa: E402
 from tangram.scorers import get_scorer  # noqa: E402
 from tangram.scorers.base import Chunks  # noqa: E402
@@ -26,13 +27,14 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from tangram.kernels.seal_decode import kernel
+from tangram.kernels.seal_decode.scorers import tiles_of
 fn = kernel._seal_kernel.kernel
 names = fn.arg_names
 types = {"layer_table_ptr": "*i64", "softmax_scale": "fp32", "epsilon": "fp32"}
 types |= {name: "*fp32" for name in ("mean_ptr", "factor_ptr", "rotation_ptr")}
 types |= {name: "*bf16" for name in ("recent_ptr", "sealed_ptr", "ring_ptr", "query_ptr")}
 for C, D in ((256, 128), (2048, 256)):
-    shape = kernel._shape("expected_attention", C, D, 2)
+    shape = tiles_of("expected_attention", C, D, 2)
     sizes = dict(
         SCORER="expected_attention", SMOOTH=5, HAS_QUERY=False, C=C, W=32, S=4, R=64, P=16, D=D,
         RING_R=1, LAYERS=36, HEADS=8, GROUP=4, C_PAD=C, REQUESTS_PAD=128, HALF=D // 2, PARTS=3,
@@ -100,7 +102,7 @@ def test_a_score_has_the_precision_of_float32(kernel_device, dtype):
     statistics = sealing.on_device(arrays, g, scorer, 1, kernel_device)
     generator = torch.Generator().manual_seed(0)
     rows = (1.5 * torch.randn(224, 2 * 128, generator=generator)).to(dtype)
-    shape = kernel._shape(scorer.name, 256, 128, dtype.itemsize)
+    shape = tiles_of(scorer.name, 256, 128, dtype.itemsize)
     got = torch.full((256,), torch.nan, device=kernel_device)
     _one_head[(1,)](
         rows.to(kernel_device),

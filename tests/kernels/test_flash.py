@@ -77,7 +77,7 @@ def run(
     blocks = blocks or choose_blocks(geometry.head_size, geometry.itemsize_bytes)
     step = SealedStep.make(geometry, segments, device)
     part = attend_sealed(
-        query, step, pool.sealed_cache, pool.sealed_table, head_table=head_table(pool),
+        query, step, pool.view(), head_table=head_table(pool),
         softmax_scale=0.11, attention=attention, workspace=SealedWorkspace(device),
     )  # fmt: skip
     tiles = make_tiles(segments, geometry, blocks, step.first_gathered)
@@ -85,10 +85,10 @@ def run(
     prefill_attention(
         query,
         torch.from_numpy(tiles).to(device),
-        torch.full_like(pool.sealed_cache[:1], torch.nan).expand_as(pool.sealed_cache),
-        torch.zeros_like(pool.sealed_table),
-        pool.recent_cache,
-        pool.recent_table,
+        pool.view()._replace(
+            sealed=torch.full_like(pool.sealed_cache[:1], torch.nan).expand_as(pool.sealed_cache),
+            sealed_table=torch.zeros_like(pool.sealed_table),
+        ),
         head_table=head_table(pool),
         softmax_scale=0.11,
         out=out,
@@ -164,10 +164,7 @@ def test_sequences_are_those_of_the_layout(case, kernel_device):
     pages = torch.full((g.num_kv_heads * count, step.max_pages), -1, dtype=torch.int32)
     pages = pages.to(kernel_device)
     rows = torch.full((g.num_kv_heads * count,), -1, dtype=torch.int32, device=kernel_device)
-    gather(
-        query, step, pool.sealed_cache, pool.sealed_table, table,
-        gathered=gathered, pages=pages, rows=rows,
-    )  # fmt: skip
+    gather(query, step, pool.view(), table, gathered=gathered, pages=pages, rows=rows)
     place = {
         head: (group, member)
         for group, heads in enumerate(g.head_groups.heads[pool.layer])
@@ -271,7 +268,7 @@ def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
     fewer_pairs, fewer_pages, worth_it, kernel_device, monkeypatch
 ):
     pytest.importorskip("vllm", reason="it is vLLM's worker")
-    from tangram.scorers import get_scorer
+    from tangram.kernels.seal_decode import SealScorer
     from tangram.vllm_plugin.worker import device
 
     case = CASES[0]
@@ -291,18 +288,16 @@ def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
         sms = SimpleNamespace(multi_processor_count=2)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sms)
     kernels = device.DeviceKernels(
-        pool.geometry, get_scorer("key_diff"), torch.device(kernel_device), (), list, attention
+        pool.geometry, SealScorer("key_diff"), torch.device(kernel_device), (), list, attention
     )
     # Budgets can be swapped: what attends stays.
     kernels = kernels.for_layout(pool.geometry)
-    tiles, sealed = kernels.cut(segments)
+    tiles, sealed = kernels.cut_segments(segments)
     assert (sealed is not None) == worth_it == bool((tiles[:, 6] >= 0).any())
     out = torch.full_like(query, torch.nan)
     step = SimpleNamespace(
-        layer=pool.layer, softmax_scale=0.11, query=query, out=out,
-        recent_cache=pool.recent_cache, recent_table=pool.recent_table,
-        sealed=SimpleNamespace(pages=pool.sealed_cache), sealed_table=pool.sealed_table,
-    )  # fmt: skip
+        layer=pool.layer, softmax_scale=0.11, query=query, out=out, view=pool.view()
+    )
     kernels.attend_prefills(step, tiles, sealed)
     sees_sealed = segments.position >= pool.geometry.chunk_size_tokens
     gathered = pool.geometry.num_kv_heads * int(segments.num_queries[sees_sealed].sum())

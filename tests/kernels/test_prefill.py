@@ -108,10 +108,7 @@ def run_kernel(pool: Pool, query: Tensor, segments: Segments, blocks: Blocks | N
     prefill_attention(
         query,
         torch.from_numpy(make_tiles(segments, geometry, blocks)).to(device),
-        pool.sealed_cache,
-        pool.sealed_table,
-        pool.recent_cache,
-        pool.recent_table,
+        pool.view(),
         head_table=torch.from_numpy(make_head_table(geometry, pool.layer)).to(device),
         softmax_scale=0.11,
         out=out,
@@ -125,10 +122,7 @@ def run_reference(pool: Pool, query: Tensor, segments: Segments) -> Tensor:
     attend(
         query,
         segments,
-        pool.sealed_cache,
-        pool.sealed_table,
-        pool.recent_cache,
-        pool.recent_table,
+        pool.view(),
         geometry=pool.geometry,
         layer=pool.layer,
         softmax_scale=0.11,

@@ -87,10 +87,7 @@ def test_attention_reads_what_it_should_and_nothing_else(pages, window, layer):
     attend(
         query,
         segments,
-        pool.sealed_cache,
-        pool.sealed_table,
-        pool.recent_cache,
-        pool.recent_table,
+        pool.view(),
         geometry=geometry,
         layer=layer,
         softmax_scale=0.125,

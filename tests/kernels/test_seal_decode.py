@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.seal_decode import (
     KERNEL_SCORERS,
-    QueryStatistics,
+    QueryMoments,
+    SealScorer,
     SealTables,
     has_kernel,
     reference,
 )
-from tangram.scorers import get_scorer
+from tangram.scorers import get_scorer, scorer_names
 from tangram.scorers.base import Chunks
 from tangram.scorers.expected_attention import average_rotation
 from tangram.scorers.select import SCORE_BITS, score_ranks, top_rows
@@ -138,7 +140,7 @@ def on_device(statistics, geometry, scorer, chunks, device):
     """`query_statistics` as the kernel reads them."""
     boundaries = geometry.chunk_size_tokens * torch.arange(1, chunks + 1)
     frequencies = statistics["rope_frequencies"]
-    return QueryStatistics.of(
+    return QueryMoments.of(
         statistics["query_mean"],
         statistics["query_covariance"],
         average_rotation(frequencies, boundaries, scorer.n_future_tokens),
@@ -172,11 +174,8 @@ def expected_base(case, layers, name, parameters):
             assert_no_close_call(scores, sinks, kept, name)
             return kept
 
-        reference.seal_decode(
-            in_base(pool.sealed_cache, base), pool.sealed_table, recent_caches(case, base)[layer],
-            pool.recent_table, case.query_start, case.seq_lens,
-            geometry=g, layer=layer, choose=choose,
-        )  # fmt: skip
+        view = view_of(case, base).of_layer(recent_caches(case, base)[layer])
+        reference.seal_decode(view, geometry=g, layer=layer, choose=choose)
     return base
 
 
@@ -203,30 +202,42 @@ def sealed_base(case, device, layers, name, parameters):
     from tangram.kernels.seal_decode import kernel
 
     base = case.base.to(device, copy=True)
-    put = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
     caches = recent_caches(case, base)
-    g, scorer = case.pool.geometry, get_scorer(name, **parameters)
-    tables = SealTables.of(g, layers, [caches[layer] for layer in layers])
-    statistics = None
-    if scorer.needs_statistics:
-        chunks = int(case.seq_lens.max()) // g.chunk_size_tokens
-        statistics = on_device(case.statistics, g, scorer, chunks, device)
+    tables = SealTables.of(case.pool.geometry, layers, [caches[layer] for layer in layers])
     kernel.seal_decode(
         tables,
-        in_base(case.pool.sealed_cache, base),
-        put(case.pool.sealed_table),
-        put(case.pool.recent_table),
-        put(case.query_start),
-        put(case.seq_lens),
-        scorer=name,
+        view_of(case, base),
+        scorer=seal_scorer(case, name, parameters, device),
         softmax_scale=SCALE,
-        ring=put(case.ring),
-        ring_table=put(case.ring_table),
-        query=put(case.query) if len(layers) == 1 else None,
-        kernel_size=parameters.get("kernel_size", 5),
-        statistics=statistics,
+        query=case.query.to(device) if len(layers) == 1 else None,
     )
     return base.cpu()
+
+
+def view_of(case, base):
+    """The cache in `base`, and everything else on its device; raw tokens of layer 0."""
+    pool = case.pool
+    view = CacheView(
+        sealed=in_base(pool.sealed_cache, base),
+        sealed_table=pool.sealed_table,
+        recent=in_base(pool.recent_cache, base),
+        recent_table=pool.recent_table,
+        query_start=case.query_start,
+        seq_lens=case.seq_lens,
+        ring=case.ring,
+        ring_table=case.ring_table,
+    )
+    return CacheView(*(None if tensor is None else tensor.to(base.device) for tensor in view))
+
+
+def seal_scorer(case, name, parameters, device):
+    """A scorer as launches are given it, with the case's statistics where it needs some."""
+    g, scorer = case.pool.geometry, get_scorer(name, **parameters)
+    moments = None
+    if scorer.needs_statistics:
+        chunks = int(case.seq_lens.max()) // g.chunk_size_tokens
+        moments = on_device(case.statistics, g, scorer, chunks, device)
+    return SealScorer(name, parameters.get("kernel_size", 5), moments)
 
 
 def bits(tensor):
@@ -387,7 +398,7 @@ def test_the_factor_of_a_covariance():
     covariance = root @ root.mT
     covariance[1, 0] -= 1e-6 * torch.eye(16)
     rotation = torch.ones(1, 8, dtype=torch.complex64)
-    found = QueryStatistics.of(root[..., 0], covariance, rotation, epsilon=0.5, device="cpu")
+    found = QueryMoments.of(root[..., 0], covariance, rotation, epsilon=0.5, device="cpu")
     assert found.factor.dtype == torch.float32 and found.epsilon == 0.5
     torch.testing.assert_close(found.factor @ found.factor.mT, covariance, rtol=0, atol=5e-6)
 
@@ -400,6 +411,14 @@ def test_the_rounding_is_that_of_the_scorers():
 
 def test_which_scorers_have_a_kernel():
     assert has_kernel("key_diff") and not has_kernel("value_norm")
+    assert set(KERNEL_SCORERS) == set(scorer_names(third_party=False))
+
+
+def test_a_launch_is_given_a_scorer_s_parameters():
+    g = make_geometry([[1, 4]])
+    made = SealScorer.of(get_scorer("snap_kv", kernel_size=9), {}, g, 300, "cpu")
+    assert made == SealScorer("snap_kv", 9, None) and made.reads_queries
+    assert not SealScorer.of(get_scorer("key_diff"), {}, g, 300, "cpu").reads_queries
 
 
 @pytest.mark.gpu
@@ -424,7 +443,7 @@ def test_a_captured_launch_follows_the_lengths(scorer):
     g = make_geometry([[1, 4], [4, 2]], dtype=torch.bfloat16)
     cases = [make_case(g, n, dtype=torch.bfloat16, seed=10) for n in ([128, 65], [129, 128])]
     expected = [expected_base(case, [0, 1], scorer, {}) for case in cases]
-    statistics = on_device(cases[0].statistics, g, get_scorer("expected_attention"), 2, "cuda")
+    by = seal_scorer(cases[0], scorer, {}, "cuda")
     shape = max(case.base.shape[0] for case in cases), cases[0].base.shape[1]
     base = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     columns = [max(c.pool.recent_table.shape[1] for c in cases), 4]
@@ -438,8 +457,8 @@ def test_a_captured_launch_follows_the_lengths(scorer):
     sealed = in_base(cases[0].pool.sealed_cache, base)
 
     def launch():
-        args = tables, sealed, sealed_table, recent_table, start, lens
-        kernel.seal_decode(*args, scorer=scorer, softmax_scale=SCALE, statistics=statistics)
+        view = CacheView(sealed, sealed_table, recent, recent_table, start, lens)
+        kernel.seal_decode(tables, view, scorer=by, softmax_scale=SCALE)
 
     launch()
     torch.cuda.synchronize()

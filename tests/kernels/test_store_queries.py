@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.store_queries import reference, store_queries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -33,14 +34,24 @@ SHAPES = {
 }
 
 
-def loop(query, query_start, seq_lens, ring_table, ring, window_size_tokens):
+def view_of(query_start, seq_lens, ring_table, ring):
+    """A step's view of which only the ring is looked at: [blocks, R, layers, heads, D]."""
+    nothing = torch.empty(0)
+    return CacheView(
+        nothing, nothing, nothing, nothing, query_start, seq_lens, ring, ring_table
+    )  # fmt: skip
+
+
+def loop(query, view, layer, window_size_tokens):
     """What the ring holds after the step, query by query, oldest first."""
+    ring = view.ring[:, :, layer]
     W, R = window_size_tokens, ring.shape[1]
-    for request, after in enumerate(seq_lens.tolist()):
-        begin, end = query_start[request : request + 2].tolist()
+    for request, after in enumerate(view.seq_lens.tolist()):
+        begin, end = view.query_start[request : request + 2].tolist()
         for token in range(begin, end) if after else ():
             slot = (after - end + token) % W
-            ring[ring_table[request, slot // R].item(), slot % R] = query[token].to(ring.dtype)
+            block = view.ring_table[request, slot // R].item()
+            ring[block, slot % R] = query[token].to(ring.dtype)
 
 
 def run(store, device, step, *, W, R, heads, head_size, dtype, query_dtype=None):
@@ -59,9 +70,10 @@ def run(store, device, step, *, W, R, heads, head_size, dtype, query_dtype=None)
     table[seq_lens == 0] = 0
     elements = R * 3 * heads * head_size
     pool = torch.full((len(step) * width + 2, elements + 48), torch.nan, dtype=dtype, device=device)
-    ring = pool[:, 16 : 16 + elements].unflatten(1, (R, 3, heads, head_size))[:, :, 1]
+    ring = pool[:, 16 : 16 + elements].unflatten(1, (R, 3, heads, head_size))
     query_start = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    store(query, query_start.to(device), seq_lens.to(device), table.to(device), ring, W)
+    view = view_of(query_start.to(device), seq_lens.to(device), table.to(device), ring)
+    store(query, view, 1, W)
     return pool.cpu().view(BITS[dtype])
 
 
@@ -113,10 +125,10 @@ def test_padded_rows_write_nothing(name):
 
 
 def test_a_cpu_ring_takes_the_reference():
-    ring = torch.zeros(3, 2, 1, 2)
+    ring = torch.zeros(3, 2, 1, 1, 2)
     query = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
     start, lens, table = torch.tensor([0, 2]), torch.tensor([6]), torch.tensor([[2, 1]])
-    store_queries(query, start.int(), lens.int(), table.int(), ring, 4)
+    store_queries(query, view_of(start.int(), lens.int(), table.int(), ring), 0, 4)
     assert ring.flatten(1).tolist() == [[0] * 4, [0] * 4, [1, 2, 3, 4]]
 
 
@@ -130,18 +142,19 @@ def test_a_captured_step_follows_what_the_device_says():
     start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
     lens = torch.ones(rows, dtype=torch.int32, device="cuda")
     table = torch.arange(rows * W // R, dtype=torch.int32, device="cuda").view(rows, -1)
-    ring = torch.zeros(rows * W // R, R, heads, D, device="cuda", dtype=torch.bfloat16)
-    kernel.store_queries(query, start, lens, table, ring, W)
+    ring = torch.zeros(rows * W // R, R, 1, heads, D, device="cuda", dtype=torch.bfloat16)
+    view = view_of(start, lens, table, ring)
+    kernel.store_queries(query, view, 0, W)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernel.store_queries(query, start, lens, table, ring, W)
+        kernel.store_queries(query, view, 0, W)
     for after in ([7, 8, 9, 0], [100, 0, 0, 0]):
         lens.copy_(torch.tensor(after))
         start.copy_(torch.tensor([min(k, 4 - after.count(0)) for k in range(rows + 1)]))
         query.normal_()
         ring.zero_()
         expected = ring.cpu()
-        loop(query.cpu(), start.cpu(), lens.cpu(), table.cpu(), expected, W)
+        loop(query.cpu(), view_of(start.cpu(), lens.cpu(), table.cpu(), expected), 0, W)
         graph.replay()
         assert torch.equal(ring.cpu(), expected)
 
@@ -153,13 +166,13 @@ def test_reaches_beyond_two_to_the_31_elements():
     W = R = 32
     heads, D, tokens = 32, 128, 2**31 // (32 * 128) + 3
     blocks = 2**31 // (R * heads * D) + 2
-    ring = torch.zeros(blocks, R, heads, D, dtype=torch.bfloat16, device="cuda")
+    ring = torch.zeros(blocks, R, 1, heads, D, dtype=torch.bfloat16, device="cuda")
     query = torch.ones(tokens, heads, D, dtype=torch.bfloat16, device="cuda")
     of_device = dict(dtype=torch.int32, device="cuda")
     start = torch.tensor([0, tokens - 2, tokens], **of_device)
     lens = torch.tensor([0, 40], **of_device)
     table = torch.tensor([[0], [blocks - 1]], **of_device)
-    kernel.store_queries(query, start, lens, table, ring, W)
-    assert ring[-1].float().sum(dim=(1, 2)).nonzero()[:, 0].tolist() == [6, 7]
+    kernel.store_queries(query, view_of(start, lens, table, ring), 0, W)
+    assert ring[-1].float().sum(dim=(1, 2, 3)).nonzero()[:, 0].tolist() == [6, 7]
     assert ring[-1].float().sum().item() == 2 * heads * D
     assert ring[:-1].any().item() is False

@@ -16,11 +16,13 @@ from vllm.model_executor.models.utils import extract_layer_index
 from tangram.engines.arguments import named_refusals
 from tangram.engines.process import free_memory, in_this_process
 from tangram.errors import UnsupportedError
+from tangram.geometry import LayerMap
 from tangram.profile import ModelIdentity
 
 OnLayer = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
-"""(layer, queries, keys, values, norms), queries [tokens, query_heads, head_size] and keys after
-RoPE, keys and values [tokens, kv_heads, head_size], norms of the residual stream [tokens]."""
+"""(ordinal of the layer, queries, keys, values, norms), queries [tokens, query_heads, head_size]
+and keys after RoPE, keys and values [tokens, kv_heads, head_size], norms of the residual stream
+[tokens]."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,16 @@ class FullKVEngine:
     Args:
         model: folder or name of the model.
         max_tokens: longest text, in tokens; a text is read in one forward.
+        layers: which of the model's layers are looked into; all with attention when absent.
         **options: further keyword arguments of `vllm.LLM`.
 
     Raises:
         UnsupportedError: a model whose decoder layers have another form than Llama's.
     """
 
-    def __init__(self, model: str, max_tokens: int, **options: Any) -> None:
+    def __init__(
+        self, model: str, max_tokens: int, *, layers: LayerMap | None = None, **options: Any
+    ) -> None:
         with named_refusals(), in_this_process():
             self._llm = LLM(
                 model,
@@ -64,14 +69,16 @@ class FullKVEngine:
                 **options,
             )
         self._model: nn.Module = self._llm.apply_model(lambda inner: inner)[0]
-        attention = {
-            name: module
+        named = {
+            extract_layer_index(name): (name, module)
             for name, module in self._model.named_modules()
             if isinstance(module, Attention)
         }
-        self._attention = {extract_layer_index(name): layer for name, layer in attention.items()}
+        chosen = LayerMap(tuple(sorted(named))) if layers is None else layers
+        found = [named[layer] for layer in chosen.compressed]
+        self._attention = {ordinal: module for ordinal, (_, module) in enumerate(found)}
         self._decoders: list[Any] = [
-            self._model.get_submodule(name.partition(".self_attn.")[0]) for name in attention
+            self._model.get_submodule(name.partition(".self_attn.")[0]) for name, _ in found
         ]
         if not all(map(_can_be_looked_into, self._decoders)):
             raise self._unsupported("have no self_attn with an o_proj, or take no hidden_states")

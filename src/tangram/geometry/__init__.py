@@ -2,6 +2,15 @@
 
 from tangram.geometry.block import BlockCount, BlockShape, TokenRange, check_chunk
 from tangram.geometry.heads import HeadGroups
+from tangram.geometry.layers import LayerMap
 from tangram.geometry.layout import Geometry
 
-__all__ = ["BlockCount", "BlockShape", "Geometry", "HeadGroups", "TokenRange", "check_chunk"]
+__all__ = [
+    "BlockCount",
+    "BlockShape",
+    "Geometry",
+    "HeadGroups",
+    "LayerMap",
+    "TokenRange",
+    "check_chunk",
+]

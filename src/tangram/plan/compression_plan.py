@@ -12,7 +12,7 @@ from typing import Any
 
 from tangram.budgets import allocate, default_level, floor_pages
 from tangram.errors import ConfigurationError
-from tangram.geometry import Geometry, check_chunk
+from tangram.geometry import Geometry, LayerMap, check_chunk
 from tangram.plan.drift_reference import DriftReference
 from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity, Profile
@@ -35,6 +35,7 @@ class CompressionPlan:
         profile_path: file of the profile, or None without one.
         ratio: share of all rows that was asked for.
         drift_sample: of so many sealed chunks one is compared with the profile; 0: none.
+        layers: places in the model of the layers that are compressed; None: all of its layers.
     """
 
     geometry: Geometry
@@ -43,6 +44,7 @@ class CompressionPlan:
     profile_path: str | None
     ratio: float
     drift_sample: int = 0
+    layers: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal plan."""
@@ -53,12 +55,25 @@ class CompressionPlan:
             "profile_path": self.profile_path,
             "ratio": self.ratio,
             "drift_sample": self.drift_sample,
+            "layers": None if self.layers is None else list(self.layers),
         }
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> CompressionPlan:
         """The plan that `to_json` described."""
-        return cls(**{**plain, "geometry": Geometry.from_json(plain["geometry"])})
+        layers = plain.get("layers")
+        made = {
+            "geometry": Geometry.from_json(plain["geometry"]),
+            "layers": None if layers is None else tuple(layers),
+        }
+        return cls(**{**plain, **made})
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Which layers of the model are compressed."""
+        if self.layers is None:
+            return LayerMap.every(self.geometry.num_layers)
+        return LayerMap(self.layers)
 
     @property
     def scorer(self) -> Scorer:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.decode.split_map import (
     THREAD_BLOCKS_PER_SM,
     Balance,
@@ -27,11 +28,7 @@ __all__ = [
 
 def decode_attention(
     query: Tensor,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
-    seq_lens: Tensor,
+    view: CacheView,
     *,
     tables: DecodeTables,
     softmax_scale: float,
@@ -46,13 +43,7 @@ def decode_attention(
 
     Args:
         query: [B, query_heads, head_size], after RoPE.
-        sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size], rows [K | V]; the rows of a
-            page lie side by side, other strides are free.
-        sealed_table: [B, chunks] int32, block of every sealed chunk; others are not read.
-        recent_cache: [blocks, kv_heads, R, 2 * head_size] of the layer, strided likewise.
-        recent_table: [B, blocks] int32, block of positions [i * R, (i + 1) * R); entries before
-            the first raw token may be stale.
-        seq_lens: [B] int32, tokens computed, those of this step included; 0 for a padded row.
+        view: the cache of the layer; the first B requests are those of the queries.
         tables: the layer's work for a batch of B requests or more; how a request is cut is the same
             for all, so that fewer leave no trace.
         softmax_scale: factor on query times key.
@@ -64,15 +55,4 @@ def decode_attention(
         from tangram.kernels.decode.kernel import decode_attention as run
     else:
         from tangram.kernels.decode.reference import decode_attention as run
-    run(
-        query,
-        sealed_cache,
-        sealed_table,
-        recent_cache,
-        recent_table,
-        seq_lens,
-        tables=tables,
-        softmax_scale=softmax_scale,
-        out=out,
-        workspace=workspace,
-    )
+    run(query, view, tables=tables, softmax_scale=softmax_scale, out=out, workspace=workspace)

@@ -24,10 +24,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.decode.split_map import MAX_QUERY_HEADS, TILE_BYTES
 from tangram.kernels.decode.tables import Column, DecodeTables, DecodeWorkspace, reciprocal
 from tangram.kernels.launch import remember_compiled
-from tangram.kernels.sizes import power_of_two
+from tangram.kernels.sizes import HEAD_SIZES, power_of_two
 
 LOG2_E = 1.4426950408889634
 COLUMNS = tl.constexpr(len(Column))
@@ -285,11 +286,7 @@ def _launches_ahead(device: torch.device) -> bool:
 
 def decode_attention(
     query: Tensor,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
-    seq_lens: Tensor,
+    view: CacheView,
     *,
     tables: DecodeTables,
     softmax_scale: float,
@@ -303,23 +300,23 @@ def decode_attention(
     assert batch <= tables.batch_size
     assert query.shape == out.shape == (batch, g.num_query_heads, D)
     heads = tables.heads_per_program
-    assert G * heads <= MAX_QUERY_HEADS and D in (64, 128, 256), f"not built for {G} heads of {D}"
+    assert G * heads <= MAX_QUERY_HEADS and D in HEAD_SIZES, f"not built for {G} heads of {D}"
     assert query.stride(2) == out.stride(2) == 1, "the elements of a head must lie side by side"
-    sealed, recent = sealed_cache.stride(), recent_cache.stride()
+    sealed, recent = view.sealed.stride(), view.recent.stride()
     assert sealed[3:] == recent[2:] == (2 * D, 1), "the rows of a page must lie side by side"
     assert (sealed[0] | sealed[1] | sealed[2] | recent[0] | recent[1]) % 16 == 0, "rows not aligned"
-    assert sealed_table.shape[1] * g.chunk_size_tokens <= tables.max_rows
+    assert view.sealed_table.shape[1] * g.chunk_size_tokens <= tables.max_rows
     assert workspace.lse_log2.shape[0] >= batch * tables.num_items
 
     config = config or launch_config(2 * D * query.element_size())
     dependent = config.dependent and query.is_cuda and _launches_ahead(query.device)
     _decode[(batch, tables.num_items)](
         query,
-        sealed_cache,
-        sealed_table,
-        recent_cache,
-        recent_table,
-        seq_lens,
+        view.sealed,
+        view.sealed_table,
+        view.recent,
+        view.recent_table,
+        view.seq_lens,
         tables.items,
         tables.order,
         out,
@@ -329,9 +326,9 @@ def decode_attention(
         query.stride(0),
         query.stride(1),
         *sealed[:3],
-        sealed_table.stride(0),
+        view.sealed_table.stride(0),
         *recent[:2],
-        recent_table.stride(0),
+        view.recent_table.stride(0),
         out.stride(0),
         out.stride(1),
         C=g.chunk_size_tokens,
@@ -353,7 +350,7 @@ def decode_attention(
         return  # no head is cut
     _combine[(batch, g.num_query_heads)](
         tables.heads,
-        seq_lens,
+        view.seq_lens,
         out,
         workspace.partial_out,
         workspace.lse_log2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
 from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import cut_step
@@ -12,11 +13,7 @@ from tangram.kernels.segments import cut_step
 
 def decode_attention(
     query: Tensor,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
-    seq_lens: Tensor,
+    view: CacheView,
     *,
     tables: DecodeTables,
     softmax_scale: float,
@@ -24,7 +21,7 @@ def decode_attention(
     workspace: DecodeWorkspace | None = None,
 ) -> None:
     """See `tangram.kernels.decode.decode_attention`; needs no workspace."""
-    lengths = seq_lens.cpu().numpy().astype(np.int64)
+    lengths = view.seq_lens[: len(query)].cpu().numpy().astype(np.int64)
     rows = np.flatnonzero(lengths > 0)
     out.zero_()
     if len(rows) == 0:
@@ -35,10 +32,7 @@ def decode_attention(
     attend(
         query[rows],
         segments,
-        sealed_cache,
-        sealed_table,
-        recent_cache,
-        recent_table,
+        view,
         geometry=tables.geometry,
         layer=tables.layer,
         softmax_scale=softmax_scale,

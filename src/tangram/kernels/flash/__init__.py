@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.flash.tables import (
     MAX_PAGE_NUMBERS,
     MIN_PAIRS,
@@ -89,8 +90,7 @@ class SealedPart(NamedTuple):
 def attend_sealed(
     query: Tensor,
     step: SealedStep,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
+    view: CacheView,
     *,
     head_table: Tensor,
     softmax_scale: float,
@@ -102,8 +102,7 @@ def attend_sealed(
     Args:
         query: [tokens, query_heads, head_size], after RoPE.
         step: the segments that see sealed rows.
-        sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size], of a layout that `fits`.
-        sealed_table: [requests, chunks] int32, block of every sealed chunk.
+        view: the cache, of a layout that `fits`; raw tokens are not looked at.
         head_table: [kv_heads, 6] int32 on the device, from `make_head_table`.
         softmax_scale: factor on query times key.
         attention: FlashAttention.
@@ -118,11 +117,8 @@ def attend_sealed(
     num_sequences = num_kv_heads * num_segments
     pages = workspace.give("pages", torch.int32, num_sequences, step.max_pages)
     rows = workspace.give("rows", torch.int32, num_sequences)
-    kernel.gather(
-        query, step, sealed_cache, sealed_table, head_table,
-        gathered=gathered, pages=pages, rows=rows,
-    )  # fmt: skip
-    keys, values = head_pages(sealed_cache)
+    kernel.gather(query, step, view, head_table, gathered=gathered, pages=pages, rows=rows)
+    keys, values = head_pages(view.sealed)
     out, lse_ln = attention(
         q=gathered,
         k=keys,
@@ -130,7 +126,7 @@ def attend_sealed(
         cu_seqlens_q=step.starts,
         max_seqlen_q=step.max_queries,
         seqused_k=rows,
-        max_seqlen_k=step.max_pages * sealed_cache.shape[3],
+        max_seqlen_k=step.max_pages * view.sealed.shape[3],
         block_table=pages,
         softmax_scale=softmax_scale,
         out=workspace.give("out", query.dtype, *shape),

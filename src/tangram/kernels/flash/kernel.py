@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.flash.tables import SEGMENT_COLUMNS, SealedStep, page_strides
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.prefill.tables import HEAD_COLUMNS
+from tangram.kernels.sizes import HEAD_SIZES
 
 QUERY_ROWS = 64
 """Rows that a program copies; a row is one query of one query head."""
@@ -93,8 +95,7 @@ def _gather_kernel(
 def gather(
     query: Tensor,
     step: SealedStep,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
+    view: CacheView,
     head_table: Tensor,
     *,
     gathered: Tensor,
@@ -106,8 +107,7 @@ def gather(
     Args:
         query: [tokens, query_heads, head_size], any strides but the last.
         step: the segments.
-        sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size].
-        sealed_table: [requests, chunks] int32, block of every sealed chunk.
+        view: the cache.
         head_table: [kv_heads, 6] int32, from `make_head_table`.
         gathered: [kv_heads * queries, G, head_size], to be written.
         pages: [kv_heads * segments, max_pages] int32, to be written, as far as a sequence has
@@ -116,12 +116,13 @@ def gather(
     """
     num_kv_heads, num_segments = head_table.shape[0], step.segments.shape[0]
     _, per, head_size = gathered.shape
+    sealed_table = view.sealed_table
     assert step.segments.dtype == head_table.dtype == sealed_table.dtype == torch.int32
     assert pages.dtype == rows.dtype == torch.int32 and sealed_table.stride(1) == 1
     assert step.segments.is_contiguous() and head_table.is_contiguous()
     assert gathered.is_contiguous() and pages.is_contiguous() and rows.is_contiguous()
     assert query.stride(2) == 1 and query.shape[1:] == (num_kv_heads * per, head_size)
-    assert head_size in (64, 128, 256) and per <= QUERY_ROWS
+    assert head_size in HEAD_SIZES and per <= QUERY_ROWS
     assert gathered.shape[0] == num_kv_heads * step.num_queries
     assert pages.shape == (num_kv_heads * num_segments, step.max_pages)
     parts = -(-step.max_queries // (QUERY_ROWS // per))
@@ -137,10 +138,10 @@ def gather(
         step.max_pages,
         *query.stride()[:2],
         sealed_table.stride(0),
-        *page_strides(sealed_cache),
+        *page_strides(view.sealed),
         G=per,
         D=head_size,
-        PAGE_ROWS=sealed_cache.shape[3],
+        PAGE_ROWS=view.sealed.shape[3],
         SEGMENT_COLUMNS=len(SEGMENT_COLUMNS),
         HEAD_COLUMNS=len(HEAD_COLUMNS),
         ROWS=QUERY_ROWS,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.prefill.tables import Blocks, choose_blocks, make_head_table, make_tiles
 
 if TYPE_CHECKING:
@@ -20,10 +21,7 @@ __all__ = ["Blocks", "choose_blocks", "make_head_table", "make_tiles", "prefill_
 def prefill_attention(
     query: Tensor,
     tiles: Tensor,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
+    view: CacheView,
     *,
     head_table: Tensor,
     softmax_scale: float,
@@ -37,10 +35,7 @@ def prefill_attention(
     kernel.prefill_attention(
         query,
         tiles,
-        sealed_cache,
-        sealed_table,
-        recent_cache,
-        recent_table,
+        view,
         head_table=head_table,
         softmax_scale=softmax_scale,
         out=out,

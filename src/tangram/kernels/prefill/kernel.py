@@ -27,8 +27,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.prefill.tables import HEAD_COLUMNS, TILE_COLUMNS, Blocks, choose_blocks
+from tangram.kernels.sizes import HEAD_SIZES
 
 if TYPE_CHECKING:
     from tangram.kernels.flash import SealedPart
@@ -211,10 +213,7 @@ def _prefill_kernel(
 def prefill_attention(
     query: Tensor,
     tiles: Tensor,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
+    view: CacheView,
     *,
     head_table: Tensor,
     softmax_scale: float,
@@ -228,11 +227,7 @@ def prefill_attention(
         query: [tokens, query_heads, head_size], after RoPE; head size 64, 128 or 256.
         tiles: [tiles, 7] int32 on the device, from `make_tiles` with the same `blocks`; the same
             for all layers of a step.
-        sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size], rows [K | V], any strides
-            but the last.
-        sealed_table: [requests, chunks] int32, block of every sealed chunk.
-        recent_cache: [blocks, kv_heads, R, 2 * head_size], any strides but the last.
-        recent_table: [requests, blocks] int32, block of positions [i * R, (i + 1) * R).
+        view: the cache of the layer, any strides but the last.
         head_table: [kv_heads, 6] int32 on the device, from `make_head_table`.
         softmax_scale: factor on query times key; above 0.
         out: [tokens, query_heads, head_size], written at the tiles' tokens only.
@@ -243,17 +238,17 @@ def prefill_attention(
     num_tiles = tiles.shape[0]
     if not num_tiles:
         return
-    num_kv_heads, block_tokens = recent_cache.shape[1:3]
+    num_kv_heads, block_tokens = view.recent.shape[1:3]
     num_query_heads, head_size = query.shape[1:]
-    sealed, recent = sealed_cache.stride(), recent_cache.stride()
+    sealed, recent = view.sealed.stride(), view.recent.stride()
     of_query, of_out = query.stride(), out.stride()
     assert of_query[2] == of_out[2] == sealed[4] == recent[3] == 1
-    assert sealed_table.stride(1) == recent_table.stride(1) == 1
+    assert view.sealed_table.stride(1) == view.recent_table.stride(1) == 1
     assert tiles.dtype == head_table.dtype == torch.int32
-    assert sealed_table.dtype == recent_table.dtype == torch.int32
+    assert view.sealed_table.dtype == view.recent_table.dtype == torch.int32
     assert tiles.is_contiguous() and tiles.shape[1] == len(TILE_COLUMNS)
     assert head_table.is_contiguous() and head_table.shape == (num_kv_heads, len(HEAD_COLUMNS))
-    assert head_size in (64, 128, 256) and num_query_heads % num_kv_heads == 0
+    assert head_size in HEAD_SIZES and num_query_heads % num_kv_heads == 0
     blocks = blocks or choose_blocks(head_size, query.element_size())
     part = part_lse_ln = None
     num_gathered = 0
@@ -266,10 +261,10 @@ def prefill_attention(
         out,
         tiles,
         head_table,
-        sealed_cache,
-        sealed_table,
-        recent_cache,
-        recent_table,
+        view.sealed,
+        view.sealed_table,
+        view.recent,
+        view.recent_table,
         part,
         part_lse_ln,
         num_gathered,
@@ -277,12 +272,12 @@ def prefill_attention(
         *of_query[:2],
         *of_out[:2],
         *sealed[:4],
-        sealed_table.stride(0),
+        view.sealed_table.stride(0),
         *recent[:3],
-        recent_table.stride(0),
+        view.recent_table.stride(0),
         G=num_query_heads // num_kv_heads,
         D=head_size,
-        PAGE_ROWS=sealed_cache.shape[3],
+        PAGE_ROWS=view.sealed.shape[3],
         BLOCK_TOKENS=block_tokens,
         TILE_COLUMNS=len(TILE_COLUMNS),
         HEAD_COLUMNS=len(HEAD_COLUMNS),

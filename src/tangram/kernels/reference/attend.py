@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.segments import Segments
 
 MAX_ELEMENTS = 1 << 24
@@ -18,10 +19,7 @@ MAX_ELEMENTS = 1 << 24
 def attend(
     query: Tensor,
     segments: Segments,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
+    view: CacheView,
     *,
     geometry: Geometry,
     layer: int,
@@ -33,21 +31,14 @@ def attend(
     Args:
         query: [tokens, query_heads, head_size], after RoPE.
         segments: the step, cut at multiples of C.
-        sealed_cache: [blocks, pages_per_block, H_p, P, 2 * head_size], rows [K | V].
-        sealed_table: [requests, chunks], block of every sealed chunk.
-        recent_cache: [blocks, kv_heads, R, 2 * head_size].
-        recent_table: [requests, blocks], block of positions [i * R, (i + 1) * R); entries before
-            the first raw token may be stale.
+        view: the cache of the layer.
         geometry: the layout.
         layer: attention layer.
         softmax_scale: factor on query times key.
         out: [tokens, query_heads, head_size], written at the segments' tokens only.
     """
     for part in _parts(geometry, layer, segments):
-        _attend_part(
-            query, part, sealed_cache, sealed_table, recent_cache, recent_table, geometry, layer,
-            softmax_scale, out,
-        )  # fmt: skip
+        _attend_part(query, part, view, geometry, layer, softmax_scale, out)
 
 
 def _parts(geometry: Geometry, layer: int, segments: Segments) -> Iterator[Segments]:
@@ -72,10 +63,7 @@ def _parts(geometry: Geometry, layer: int, segments: Segments) -> Iterator[Segme
 def _attend_part(
     query: Tensor,
     part: Segments,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_cache: Tensor,
-    recent_table: Tensor,
+    view: CacheView,
     geometry: Geometry,
     layer: int,
     softmax_scale: float,
@@ -98,19 +86,19 @@ def _attend_part(
     raw_step = torch.arange(int(raw_count.max()), device=device)
     raw_position = raw_start[:, None] + raw_step
     in_reach = raw_step < raw_count[:, None]
-    raw = gather_recent(recent_cache, recent_table, request, raw_position * in_reach, g).float()
+    raw = gather_recent(view, request, raw_position * in_reach, g).float()
     # A weight of zero does not undo a NaN, and what lies where nobody looks is anybody's.
     raw.masked_fill_(~in_reach[:, None, :, None], 0)
     query_position = position[:, None] + step
     sees_raw = in_reach[:, None] & (raw_position[:, None] <= query_position[:, :, None])
 
     max_chunks = int(part.position.max()) // g.chunk_size_tokens
-    blocks = sealed_table[request, :max_chunks].long()  # [S, k]
+    blocks = view.sealed_table[request, :max_chunks].long()  # [S, k]
     chunk = torch.arange(max_chunks, device=device)[:, None]
     result = torch.empty_like(q)
     for group, heads in enumerate(g.head_groups.heads[layer]):
         budget = g.budget_rows(layer, group)
-        kept = _gather_sealed(sealed_cache, blocks, g, layer, group).float()
+        kept = _gather_sealed(view.sealed, blocks, g, layer, group).float()
         row = torch.arange(budget, device=device)
         in_use = (chunk > 0) | (row >= g.first_row(layer, group, 0))  # [k, budget]
         in_use = (in_use & (chunk < chunks[:, None, None])).flatten(1)  # [S, k * budget]
@@ -162,14 +150,11 @@ def _gather_sealed(
     return pages[blocks[:, None], member[None, :, None]].flatten(2, 4)
 
 
-def gather_recent(
-    recent_cache: Tensor, recent_table: Tensor, request: Tensor, position: Tensor, g: Geometry
-) -> Tensor:
+def gather_recent(view: CacheView, request: Tensor, position: Tensor, g: Geometry) -> Tensor:
     """Raw rows by position.
 
     Args:
-        recent_cache: [blocks, kv_heads, R, 2 * head_size].
-        recent_table: [requests, blocks].
+        view: the cache of the layer.
         request: [n] int64, row of the table.
         position: [n, tokens] int64.
         g: the layout.
@@ -178,6 +163,6 @@ def gather_recent(
         [n, kv_heads, tokens, 2 * head_size], in the cache's type.
     """
     R = g.recent_block_tokens
-    blocks = recent_table[request[:, None], position // R].long()
+    blocks = view.recent_table[request[:, None], position // R].long()
     heads = torch.arange(g.num_kv_heads, device=blocks.device)
-    return recent_cache[blocks[:, None], heads[None, :, None], (position % R)[:, None]]
+    return view.recent[blocks[:, None], heads[None, :, None], (position % R)[:, None]]

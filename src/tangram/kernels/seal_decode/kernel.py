@@ -11,15 +11,15 @@ token (the order of `tangram.scorers.select`), and a search for the key of the l
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
-from tangram.kernels.seal_decode.moments import QueryStatistics
+from tangram.kernels.seal_decode.scorers import SealScorer, tiles_of
 from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 from tangram.kernels.sizes import power_of_two
@@ -106,7 +106,7 @@ def _seal_kernel(
     seq_lens_ptr,  # [requests] int32
     layer_table_ptr,  # [LAYERS, 2] int64, see SealTables
     head_table_ptr,  # [LAYERS, HEADS, 3] int32, see SealTables
-    mean_ptr,  # [layers of the model, query heads, D] float32, see QueryStatistics
+    mean_ptr,  # [layers of the model, query heads, D] float32, see QueryMoments
     factor_ptr,  # [layers of the model, query heads, D, D] float32
     rotation_ptr,  # [chunks, HALF, 2] float32
     num_requests,
@@ -263,119 +263,64 @@ def _num_programs(device: torch.device) -> int:
     return processors * _PROGRAMS_PER_PROCESSOR
 
 
-class Shape(NamedTuple):
-    """How a launch is cut: tiles in elements of a row, and what Triton is told.
-
-    `factor_tile` is for `expected_attention`.
-    """
-
-    key_tile: int
-    row_tile: int
-    warps: int
-    stages: int
-    factor_tile: int = 16
-
-
-@functools.cache
-def _shape(scorer: str, C_pad: int, head_size: int, itemsize: int) -> Shape:
-    """The fastest on an H200 at chunks of 256 and heads of 128, carried over to other sizes.
-
-    Scorers that multiply matrices want the keys in few tiles; float32 ones must fit the shared
-    memory. The others are faster as smaller programs, several of them on a processor.
-    """
-    if scorer == "expected_attention":
-        return _expected_shape(C_pad, head_size, itemsize)
-    attends = scorer in ("snap_kv", "tova")
-    elements = (1 << 15 if itemsize == 2 else 1 << 14) if attends else 1 << 13
-
-    def tile(row: int) -> int:
-        return max(16, min(power_of_two(row), elements // C_pad))
-
-    if attends:
-        warps = 8 if C_pad < 1024 else 16
-    else:
-        warps = min(16, max(4, C_pad * 16 // 2048))
-    return Shape(tile(head_size), tile(2 * head_size), warps, 3 if itemsize == 2 else 1)
-
-
-def _expected_shape(C_pad: int, head_size: int, itemsize: int) -> Shape:
-    """Tiles for `expected_attention`: keys, a product and what it is made of fit the registers.
-
-    Float32, which serves tests only, is multiplied without matrix units and takes the least.
-    """
-    if itemsize > 2:
-        return Shape(key_tile=16, row_tile=16, warps=8, stages=1)
-    tile = max(16, min(64, power_of_two(head_size), (1 << 14) // C_pad))
-    return Shape(tile, 2 * tile, 8 if C_pad < 1024 else 16, 2, factor_tile=tile)
-
-
 def seal_decode(
     tables: SealTables,
-    sealed_cache: Tensor,
-    sealed_table: Tensor,
-    recent_table: Tensor,
-    query_start: Tensor,
-    seq_lens: Tensor,
+    view: CacheView,
     *,
-    scorer: str,
-    kernel_size: int = 5,
+    scorer: SealScorer,
     softmax_scale: float = 1.0,
-    ring: Tensor | None = None,
-    ring_table: Tensor | None = None,
     query: Tensor | None = None,
-    statistics: QueryStatistics | None = None,
 ) -> None:
     """See `tangram.kernels.seal_decode.seal_decode`."""
-    g, recent_cache = tables.geometry, tables.recent_cache
+    g, recent, sealed = tables.geometry, tables.recent_cache, view.sealed
     C, D = g.chunk_size_tokens, g.head_size
-    requests = seq_lens.shape[0]
+    requests = view.seq_lens.shape[0]
     if requests == 0:
         return
     C_pad = power_of_two(C)
-    shape = _shape(scorer, C_pad, D, recent_cache.itemsize)
+    tiles = tiles_of(scorer.name, C_pad, D, recent.itemsize)
     key_bits = _RANK_BITS + C_pad.bit_length() - 1
     assert C <= MAX_CHUNK_TOKENS, f"chunks of {C} tokens, above {MAX_CHUNK_TOKENS}"
-    assert query_start.shape[0] > requests and len(sealed_table) >= requests
-    assert recent_cache.stride(3) == sealed_cache.stride(4) == 1
-    assert recent_cache.dtype == sealed_cache.dtype
-    if scorer in ("snap_kv", "tova"):
-        assert ring is not None and ring_table is not None and ring.stride(4) == 1
+    assert view.query_start.shape[0] > requests and len(view.sealed_table) >= requests
+    assert recent.stride(3) == sealed.stride(4) == 1
+    assert recent.dtype == sealed.dtype
+    ring, moments = view.ring, scorer.moments
+    if scorer.reads_queries:
+        assert ring is not None and view.ring_table is not None and ring.stride(4) == 1
         assert query is None or (query.dtype == ring.dtype and len(tables.layers) == 1)
-    if scorer == "expected_attention":
-        assert statistics is not None and statistics.factor.shape[1] == g.num_query_heads
     # What a scorer does not read stands for what it is not given; its strides must not tell of the
     # pool's size, for which the kernel would be compiled anew.
     ring_strides = (0, 0, 0, 0) if ring is None else ring.stride()[:4]
-    ring = recent_cache[None] if ring is None else ring
-    ring_table = recent_table if ring_table is None else ring_table
+    ring = recent[None] if ring is None else ring
+    ring_table = view.recent_table if view.ring_table is None else view.ring_table
     given = query
     query = ring[0, 0] if query is None else query
-    of_queries = (recent_cache,) * 3 if statistics is None else statistics.tensors
-    _seal_kernel[(_num_programs(recent_cache.device),)](
-        recent_cache,
-        sealed_cache,
+    of_queries = (recent,) * 3 if moments is None else moments.tensors
+    _seal_kernel[(_num_programs(recent.device),)](
+        recent,
+        sealed,
         ring,
         query,
-        recent_table,
-        sealed_table,
+        view.recent_table,
+        view.sealed_table,
         ring_table,
-        query_start,
-        seq_lens,
+        view.query_start,
+        view.seq_lens,
         tables.layer_table,
         tables.head_table,
         *of_queries,
         requests,
         softmax_scale,
-        0.0 if statistics is None else statistics.epsilon,
-        *recent_cache.stride()[:3],
-        *sealed_cache.stride()[:4],
+        0.0 if moments is None else moments.epsilon,
+        *recent.stride()[:3],
+        *sealed.stride()[:4],
         *ring_strides,
         *query.stride()[:2],
-        recent_table.stride(0),
-        sealed_table.stride(0),
+        view.recent_table.stride(0),
+        view.sealed_table.stride(0),
         ring_table.stride(0),
-        SCORER=scorer,
-        SMOOTH=kernel_size,
+        SCORER=scorer.name,
+        SMOOTH=scorer.smooth_tokens,
         HAS_QUERY=given is not None,
         C=C,
         W=g.window_size_tokens,
@@ -389,14 +334,14 @@ def seal_decode(
         GROUP=g.queries_per_kv_head,
         C_PAD=C_pad,
         REQUESTS_PAD=max(128, power_of_two(requests)),
-        HALF=0 if statistics is None else statistics.rotation.shape[1],
-        PARTS=_PARTS[recent_cache.dtype],
-        KEY_TILE=shape.key_tile,
-        ROW_TILE=shape.row_tile,
+        HALF=0 if moments is None else moments.rotation.shape[1],
+        PARTS=_PARTS[recent.dtype],
+        KEY_TILE=tiles.key_tile,
+        ROW_TILE=tiles.row_tile,
         QUERY_TILE=16,
-        FACTOR_TILE=shape.factor_tile,
+        FACTOR_TILE=tiles.factor_tile,
         KEY_BITS=key_bits,
         DIGIT_BITS=_DIGIT_BITS,
-        num_warps=shape.warps,
-        num_stages=shape.stages,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )

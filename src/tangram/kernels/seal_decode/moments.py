@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class QueryStatistics:
+class QueryMoments:
     """Gaussian queries of all layers before RoPE, and how far RoPE turns them on the average.
 
     All in float32, like the scorer's own arithmetic. Of 16-bit statistics, and of TF32 products of
@@ -37,7 +37,7 @@ class QueryStatistics:
         *,
         epsilon: float,
         device: torch.device | str,
-    ) -> QueryStatistics:
+    ) -> QueryMoments:
         """The statistics on a device.
 
         Args:

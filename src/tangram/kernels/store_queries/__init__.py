@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.store_queries import reference
 
 __all__ = ["store_queries"]
 
 
-def store_queries(
-    query: Tensor,
-    query_start: Tensor,
-    seq_lens: Tensor,
-    ring_table: Tensor,
-    ring: Tensor,
-    window_size_tokens: int,
-) -> None:
+def store_queries(query: Tensor, view: CacheView, layer: int, window_size_tokens: int) -> None:
     """Keep the last W queries of every request of a step in the query ring of one layer.
 
     With W = 32 and R = 8, a request of 70 tokens, of which the step computed 2, has its queries at
@@ -26,17 +20,15 @@ def store_queries(
 
     Args:
         query: [tokens or more, query_heads, head_size], after RoPE.
-        query_start: [requests + 1] int32, where each request's queries begin.
-        seq_lens: [requests] int32, tokens computed after the step. Nothing is written for a
-            request of none, as padding of a captured step is, whatever `query_start` says of it.
-        ring_table: [requests or more, ring blocks] int32.
-        ring: [blocks, R, query_heads, head_size]; the query at position p lies at slot p % W, in
-            block `ring_table[request, slot // R]`, row slot % R.
+        view: the cache, with a ring. Nothing is written for a request of no tokens, as padding of
+            a captured step is, whatever `query_start` says of it.
+        layer: attention layer; the query at position p lies at slot p % W, in block
+            `ring_table[request, slot // R]`, row slot % R.
         window_size_tokens: W, a multiple of R.
     """
-    if ring.device.type == "cpu":
-        reference.store_queries(query, query_start, seq_lens, ring_table, ring, window_size_tokens)
+    if query.device.type == "cpu":
+        reference.store_queries(query, view, layer, window_size_tokens)
     else:
         from tangram.kernels.store_queries import kernel
 
-        kernel.store_queries(query, query_start, seq_lens, ring_table, ring, window_size_tokens)
+        kernel.store_queries(query, view, layer, window_size_tokens)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.sizes import power_of_two
 
@@ -61,15 +62,11 @@ def _store_queries_kernel(
         )
 
 
-def store_queries(
-    query: Tensor,
-    query_start: Tensor,
-    seq_lens: Tensor,
-    ring_table: Tensor,
-    ring: Tensor,
-    window_size_tokens: int,
-) -> None:
+def store_queries(query: Tensor, view: CacheView, layer: int, window_size_tokens: int) -> None:
     """See `tangram.kernels.store_queries.store_queries`."""
+    assert view.ring is not None and view.ring_table is not None
+    ring, ring_table = view.ring.select(2, layer), view.ring_table
+    query_start, seq_lens = view.query_start, view.seq_lens
     requests = seq_lens.shape[0]
     if requests == 0:
         return

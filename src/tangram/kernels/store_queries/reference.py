@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tangram.kernels.cache_view import CacheView
 
-def store_queries(
-    query: Tensor,
-    query_start: Tensor,
-    seq_lens: Tensor,
-    ring_table: Tensor,
-    ring: Tensor,
-    window_size_tokens: int,
-) -> None:
+
+def store_queries(query: Tensor, view: CacheView, layer: int, window_size_tokens: int) -> None:
     """See `tangram.kernels.store_queries.store_queries`."""
-    begin, end = query_start[:-1].long(), query_start[1:].long()
+    assert view.ring is not None and view.ring_table is not None
+    ring, ring_table, seq_lens = view.ring.select(2, layer), view.ring_table, view.seq_lens
+    begin, end = view.query_start[:-1].long(), view.query_start[1:].long()
     count = torch.minimum(end - begin, seq_lens)
     nth = torch.arange(1, window_size_tokens + 1, device=query.device)
     request, column = torch.nonzero(nth <= count[:, None], as_tuple=True)

@@ -6,7 +6,6 @@ attends: requests with the same prefix may hit each other's blocks within one st
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig, get_current_vllm_config
-from vllm.forward_context import get_forward_context
-from vllm.model_executor.models.utils import extract_layer_index
+from vllm.forward_context import ForwardContext, get_forward_context
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -29,16 +27,14 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.segments import cut_step
+from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
-from tangram.vllm_plugin.worker.device import has_kernels
-from tangram.vllm_plugin.worker.host import run_on_host
 from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer
 from tangram.vllm_plugin.worker.step import HostStep, LayerStep
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
-
-_layer_index = functools.cache(extract_layer_index)
 
 
 @dataclass
@@ -53,6 +49,7 @@ class CompressedMetadata:
         seq_lens: [requests] int32 on the device, tokens computed after the step.
         host: the step as the host sees it; None in a decode step that kernels serve, which may be
             part of a CUDA graph and knows nothing of the host.
+        view: the cache as the step's first layer sees it; of the recent group, once it has run.
     """
 
     block_table: Tensor
@@ -61,10 +58,14 @@ class CompressedMetadata:
     query_start: Tensor
     seq_lens: Tensor
     host: HostStep | None
+    view: CacheView | None = None
 
 
 class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
     """Metadata of one cache group; only the recent group's is cut, the others give their blocks."""
+
+    reorder_batch_threshold = 1
+    """Decodes come first: model runner V1 sorts by it, V2 always does."""
 
     def __init__(
         self,
@@ -104,16 +105,16 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
     ) -> CompressedMetadata:
         """The step's metadata; the host cuts it unless kernels serve a decode step."""
         common = common_attn_metadata
-        kernels = self._sealed.kernels
-        on_device = kernels is not None and common.max_query_len <= 1
-        if kernels is not None and self._cuts:
+        runner = self._sealed.runner
+        on_device = runner.is_device and common.max_query_len <= 1
+        if self._cuts:
             # vLLM builds first when it warms up or captures, before it says that it is ready.
-            kernels.warm_up(self._sealed, self._ring)
+            runner.warm_up(self._sealed, self._ring)
             if on_device:
-                kernels.prepare_decode(common.num_actual_tokens)
+                runner.prepare_decode(common.num_actual_tokens)
         return CompressedMetadata(
             block_table=common.block_table_tensor,
-            slot_mapping=common.slot_mapping,
+            slot_mapping=common.slot_mapping[: common.num_actual_tokens],
             num_tokens=common.num_actual_tokens,
             query_start=common.query_start_loc,
             seq_lens=common.seq_lens,
@@ -129,12 +130,7 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         host = HostStep(query_start, after, segments, sealing)
         if self._sealed.drift is not None:
             host.sampled = self._sealed.drift.choose(sealing)
-        if self._sealed.kernels is not None:
-            # Where a batch is not sorted, a few more requests count as prefill, and no harm done.
-            counts = query_start[1:] - query_start[:-1]
-            host.num_decodes = int(np.cumprod(counts == 1).sum())
-            rest = segments.take(np.flatnonzero(segments.request >= host.num_decodes))
-            host.tiles, host.sealed_step = self._sealed.kernels.cut(rest)
+        self._sealed.runner.cut(host)
         return host
 
 
@@ -244,29 +240,41 @@ class CompressedAttentionImpl(AttentionImpl):
         if attn_metadata is None:  # a profiling run, before there is a cache
             return output.fill_(0)
         context = get_forward_context()
-        groups = context.attn_metadata
         sealed: SealedCache = context.no_compile_layers[SEALED_NAME]
-        ring: QueryRing | None = context.no_compile_layers.get(RING_NAME)
-        step = LayerStep(
-            layer=_layer_index(layer.layer_name),
-            softmax_scale=self.scale,
-            query=query[: attn_metadata.num_tokens],
-            key=key,
-            value=value,
-            out=output,
-            recent_cache=kv_cache,
-            sealed=sealed,
-            ring=ring,
-            recent_table=attn_metadata.block_table,
-            sealed_table=groups[SEALED_NAME].block_table,
-            ring_table=None if ring is None else groups[RING_NAME].block_table,
-            slot_mapping=attn_metadata.slot_mapping[: attn_metadata.num_tokens],
-            query_start=attn_metadata.query_start,
-            seq_lens=attn_metadata.seq_lens,
-            host=attn_metadata.host,
+        if attn_metadata.view is None:
+            attn_metadata.view = _view(attn_metadata, context, sealed, kv_cache)
+        ordinal = sealed.ordinal_of(layer.layer_name)
+        assert ordinal is not None, f"{layer.layer_name} is not to be compressed"
+        sealed.runner.run(
+            LayerStep(
+                layer=ordinal,
+                softmax_scale=self.scale,
+                query=query[: attn_metadata.num_tokens],
+                key=key,
+                value=value,
+                out=output,
+                slot_mapping=attn_metadata.slot_mapping,
+                view=attn_metadata.view.of_layer(kv_cache),
+                sealed=sealed,
+                host=attn_metadata.host,
+            )
         )
-        if sealed.kernels is None:
-            run_on_host(step)
-        else:
-            sealed.kernels.run(step)
         return output
+
+
+def _view(
+    metadata: CompressedMetadata, context: ForwardContext, sealed: SealedCache, recent: Tensor
+) -> CacheView:
+    """The cache as a step sees it: the recent group's metadata, and the other groups' tables."""
+    groups: Any = context.attn_metadata
+    ring: QueryRing | None = context.no_compile_layers.get(RING_NAME)
+    return CacheView(
+        sealed=sealed.pages,
+        sealed_table=groups[SEALED_NAME].block_table,
+        recent=recent,
+        recent_table=metadata.block_table,
+        query_start=metadata.query_start,
+        seq_lens=metadata.seq_lens,
+        ring=None if ring is None else ring.queries,
+        ring_table=None if ring is None else groups[RING_NAME].block_table,
+    )

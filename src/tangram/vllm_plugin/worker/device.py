@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,16 +34,13 @@ from tangram.kernels.flash import (
 )
 from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles, prefill_attention
 from tangram.kernels.seal_decode import (
-    MAX_CHUNK_TOKENS,
-    QueryStatistics,
+    SealScorer,
     SealTables,
-    has_kernel,
     seal_decode,
 )
 from tangram.kernels.segments import Segments
 from tangram.kernels.sizes import power_of_two
 from tangram.kernels.store import store
-from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.worker.sealing import sample_drift
 from tangram.vllm_plugin.worker.step import HostStep, LayerStep, harmless_step
 
@@ -50,53 +48,40 @@ if TYPE_CHECKING:
     from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache
 
 
-def has_kernels(geometry: Geometry, scorer_name: str, dtype: torch.dtype) -> bool:
-    """Whether the GPU kernels serve a layout and a scorer; if not, the references do."""
-    return (
-        has_kernel(scorer_name)
-        and dtype in (torch.bfloat16, torch.float16)
-        and geometry.head_size in (64, 128, 256)
-        and geometry.queries_per_kv_head <= 16
-        and geometry.chunk_size_tokens <= MAX_CHUNK_TOKENS
-    )
-
-
 class DeviceKernels:
-    """The kernels with the tables of all layers; one a worker.
+    """The kernels with the tables of all layers; one a worker, a `LayerRunner`.
 
     Args:
         geometry: the layout.
-        scorer: one that has a kernel.
+        scorer: what decides which rows are kept.
         device: a CUDA device.
         batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
             The leading decodes of a step with prefill take those of the next larger size.
         recent_caches: gives the recent cache of every layer, once they are bound.
         flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
-        statistics: of queries, for a scorer that needs them.
         max_step_tokens: tokens of a step for which FlashAttention's buffers have room from the
             warm-up on, when vLLM still looks at how much memory is taken.
     """
 
+    is_device = True
+
     def __init__(
         self,
         geometry: Geometry,
-        scorer: Scorer,
+        scorer: SealScorer,
         device: torch.device,
         batch_sizes: Iterable[int],
         recent_caches: Callable[[], list[Tensor]],
         flash: PagedAttention | None = None,
-        statistics: QueryStatistics | None = None,
         max_step_tokens: int = 0,
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
-        self._kernel_size = scorer.parameters().get("kernel_size", 5)
         sms = torch.cuda.get_device_properties(device).multi_processor_count
         self._thread_blocks = sms * THREAD_BLOCKS_PER_SM
         self._decode: dict[tuple[int, int], DecodeTables] = {}
         self._seal_tables: dict[int, SealTables] = {}
         self._all_layers: SealTables | None = None
         self._recent_caches = recent_caches
-        self._statistics = statistics
         self._is_warm = False
         self._batch_sizes = tuple(sorted({1, *batch_sizes}))
         self._prepared: set[int] = set()
@@ -124,7 +109,6 @@ class DeviceKernels:
             self._batch_sizes,
             self._recent_caches,
             self._flash,
-            self._statistics,
             self._max_step_tokens,
         )
 
@@ -148,8 +132,8 @@ class DeviceKernels:
         if self._is_warm:
             return
         self._is_warm = True
-        step, host = harmless_step(self.geometry, sealed, self._recent_caches()[0], ring)
-        host.tiles, _ = self.cut(host.segments)
+        step, host = harmless_step(sealed, self._recent_caches()[0], ring)
+        host.tiles, _ = self.cut_segments(host.segments)
         self._seal_layer(step)
         step.store_queries()
         self._attend_mixed(step, host)
@@ -189,8 +173,18 @@ class DeviceKernels:
             self._decode[layer, batch_size] = tables
         return self._decode[layer, batch_size]
 
-    def cut(self, segments: Segments) -> tuple[Tensor, SealedStep | None]:
-        """A step's segments on the device, the same for all layers.
+    def cut(self, host: HostStep) -> None:
+        """Tell a step's decodes, which lead, from the rest, and put the rest on the device.
+
+        Where a batch is not sorted, a few more requests count as prefill, and no harm done.
+        """
+        counts = host.query_start[1:] - host.query_start[:-1]
+        host.num_decodes = int(np.cumprod(counts == 1).sum())
+        rest = np.flatnonzero(host.segments.request >= host.num_decodes)
+        host.tiles, host.sealed_step = self.cut_segments(host.segments.take(rest))
+
+    def cut_segments(self, segments: Segments) -> tuple[Tensor, SealedStep | None]:
+        """Segments on the device, the same for all layers.
 
         Returns:
             The tiles, and what FlashAttention takes of them where that is worth it.
@@ -210,7 +204,7 @@ class DeviceKernels:
 
     def run(self, step: LayerStep) -> None:
         """Store the step's rows, seal what they complete, attend."""
-        store(step.key, step.value, step.slot_mapping, step.recent_cache)
+        store(step.key, step.value, step.slot_mapping, step.view.recent)
         if step.host is None:
             self._run_decode(step)
         else:
@@ -242,9 +236,9 @@ class DeviceKernels:
     def _seal_layer(self, step: LayerStep) -> None:
         if step.layer not in self._seal_tables:
             self._seal_tables[step.layer] = SealTables.of(
-                self.geometry, [step.layer], [step.recent_cache]
+                self.geometry, [step.layer], [step.view.recent]
             )
-        query = None if step.ring is None else step.query
+        query = None if step.view.ring is None else step.query
         self._seal(step, self._seal_tables[step.layer], query)
 
     def _attend_mixed(self, step: LayerStep, host: HostStep) -> None:
@@ -261,8 +255,7 @@ class DeviceKernels:
             part = attend_sealed(
                 step.query,
                 sealed,
-                step.sealed.pages,
-                step.sealed_table,
+                step.view,
                 head_table=heads,
                 softmax_scale=step.softmax_scale,
                 attention=self._flash,
@@ -271,10 +264,7 @@ class DeviceKernels:
         prefill_attention(
             step.query,
             tiles,
-            step.sealed.pages,
-            step.sealed_table,
-            step.recent_cache,
-            step.recent_table,
+            step.view,
             head_table=heads,
             softmax_scale=step.softmax_scale,
             out=step.out,
@@ -285,18 +275,10 @@ class DeviceKernels:
     def _seal(self, step: LayerStep, tables: SealTables, query: Tensor | None) -> None:
         seal_decode(
             tables,
-            step.sealed.pages,
-            step.sealed_table,
-            step.recent_table,
-            step.query_start,
-            step.seq_lens,
-            scorer=self.scorer.name,
-            kernel_size=self._kernel_size,
+            step.view,
+            scorer=self.scorer,
             softmax_scale=step.softmax_scale,
-            ring=None if step.ring is None else step.ring.queries,
-            ring_table=step.ring_table,
             query=query,
-            statistics=self._statistics,
         )
 
     def _attend_decodes(self, step: LayerStep, count: int) -> None:
@@ -304,11 +286,7 @@ class DeviceKernels:
         tables = self._decode_tables(step.layer, table_size(count, self._batch_sizes))
         decode_attention(
             step.query[:count],
-            step.sealed.pages,
-            step.sealed_table[:count],
-            step.recent_cache,
-            step.recent_table[:count],
-            step.seq_lens[:count],
+            step.view,
             tables=tables,
             softmax_scale=step.softmax_scale,
             out=step.out[:count],

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from tangram.geometry import Geometry
 from tangram.kernels.reference.attend import attend
 from tangram.kernels.store import store
 from tangram.vllm_plugin.worker.sealing import sample_drift, seal_step
-from tangram.vllm_plugin.worker.step import LayerStep
+from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+
+if TYPE_CHECKING:
+    from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache
 
 
-def run_on_host(step: LayerStep) -> None:
-    """Store the step's rows, seal what they complete, attend."""
-    host = step.host
-    assert host is not None
-    store(step.key, step.value, step.slot_mapping, step.recent_cache)
-    seal_step(step, host)
-    sample_drift(step, host)
-    step.store_queries()
-    attend(
-        step.query,
-        host.segments,
-        step.sealed.pages,
-        step.sealed_table,
-        step.recent_cache,
-        step.recent_table,
-        geometry=step.sealed.geometry,
-        layer=step.layer,
-        softmax_scale=step.softmax_scale,
-        out=step.out,
-    )
+class HostRunner:
+    """Layers on the references; holds nothing, so that there is nothing to make ready or drop."""
+
+    is_device = False
+
+    def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
+        """Nothing."""
+
+    def prepare_decode(self, batch_size: int) -> None:
+        """Nothing."""
+
+    def cut(self, host: HostStep) -> None:
+        """Nothing: segments are all that the references ask for."""
+
+    def for_layout(self, geometry: Geometry) -> HostRunner:
+        """The same: the layout is asked of the step."""
+        return self
+
+    def forget_caches(self) -> None:
+        """Nothing."""
+
+    def run(self, step: LayerStep) -> None:
+        """Store the step's rows, seal what they complete, attend."""
+        host = step.host
+        assert host is not None
+        store(step.key, step.value, step.slot_mapping, step.view.recent)
+        seal_step(step, host)
+        sample_drift(step, host)
+        step.store_queries()
+        attend(
+            step.query,
+            host.segments,
+            step.view,
+            geometry=step.sealed.geometry,
+            layer=step.layer,
+            softmax_scale=step.softmax_scale,
+            out=step.out,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,6 @@ from tangram.kernels.segments import SealingChunks
 from tangram.scorers.base import Chunks
 from tangram.scorers.select import top_rows
 from tangram.vllm_plugin.worker.step import HostStep, LayerStep
-
-if TYPE_CHECKING:
-    from tangram.vllm_plugin.worker.storage import QueryRing
 
 MAX_TOKENS = 1 << 15
 """Tokens of chunks that are scored at once."""
@@ -50,7 +46,7 @@ def sample_drift(step: LayerStep, host: HostStep) -> None:
     scores = _score(step, host, chunks, raw, position)
     sinks = position[0] < step.sealed.geometry.n_sink_tokens
     # Steps that vLLM makes up have tables of zeros.
-    counts = step.sealed_table[int(chunks.request[0]), int(chunks.chunk[0])] != 0
+    counts = step.view.sealed_table[int(chunks.request[0]), int(chunks.chunk[0])] != 0
     monitor.add_layer(step.layer, scores[0], sinks, counts)
 
 
@@ -62,7 +58,7 @@ def _raw_rows(step: LayerStep, chunks: SealingChunks) -> tuple[Tensor, Tensor]:
     first, last = g.chunk_range(int(chunks.chunk[0]))
     start = (chunk * g.chunk_size_tokens - g.window_size_tokens).clamp(min=0)
     position = start[:, None] + torch.arange(last - first, device=device)
-    return gather_recent(step.recent_cache, step.recent_table, request, position, g), position
+    return gather_recent(step.view, request, position, g), position
 
 
 def _score(
@@ -71,7 +67,7 @@ def _score(
     """[chunks, tokens, kv_heads] float32."""
     sealed, g = step.sealed, step.sealed.geometry
     key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
-    window = None if step.ring is None else _window_queries(step, host, chunks, step.ring)
+    window = None if step.view.ring is None else _window_queries(step, host, chunks, step.view.ring)
     return sealed.scorer.score(
         Chunks(
             keys=key,
@@ -86,11 +82,11 @@ def _score(
 
 
 def _seal(step: LayerStep, host: HostStep, chunks: SealingChunks) -> None:
-    sealed, g, device = step.sealed, step.sealed.geometry, step.query.device
+    g, device = step.sealed.geometry, step.query.device
     raw, position = _raw_rows(step, chunks)
     request = torch.from_numpy(chunks.request).to(device)
     chunk = torch.from_numpy(chunks.chunk).to(device)
-    blocks = step.sealed_table[request, chunk].long()
+    blocks = step.view.sealed_table[request, chunk].long()
 
     groups = range(len(g.head_groups.heads[step.layer]))
     kept = [g.kept_rows(step.layer, group, int(chunks.chunk[0])) for group in groups]
@@ -106,18 +102,16 @@ def _seal(step: LayerStep, host: HostStep, chunks: SealingChunks) -> None:
         else:
             assert scores is not None
             chosen = top_rows(scores[..., heads], rows, sinks)
-        pack(sealed.pages, blocks, raw, chosen, geometry=g, layer=step.layer, group=group)
+        pack(step.view.sealed, blocks, raw, chosen, geometry=g, layer=step.layer, group=group)
 
 
-def _window_queries(
-    step: LayerStep, host: HostStep, chunks: SealingChunks, ring: QueryRing
-) -> Tensor:
+def _window_queries(step: LayerStep, host: HostStep, chunks: SealingChunks, ring: Tensor) -> Tensor:
     """[chunks, W, query_heads, head_size], the W queries before each chunk's boundary.
 
     Those that this step computes come from it, older ones from the ring, which still holds them
     because it is written only after the step has sealed.
     """
-    g, device = ring.geometry, step.query.device
+    g, device = step.sealed.geometry, step.query.device
     W = g.window_size_tokens
     boundary = (chunks.chunk + 1) * g.chunk_size_tokens
     position = boundary[:, None] - W + np.arange(W)
@@ -127,10 +121,11 @@ def _window_queries(
     window = step.query[torch.from_numpy(np.maximum(index, 0)).to(device)]
     if (position >= computed).all():
         return window
-    assert step.ring_table is not None
+    assert step.view.ring_table is not None
     slot = torch.from_numpy(position % W).to(device)
     request = torch.from_numpy(chunks.request).to(device)
     R = g.ring_block_tokens
-    held = ring.layer(step.layer)[step.ring_table[request[:, None], slot // R].long(), slot % R]
+    block = step.view.ring_table[request[:, None], slot // R].long()
+    held = ring.select(2, step.layer)[block, slot % R]
     is_held = torch.from_numpy(position < computed).to(device)
     return torch.where(is_held[:, :, None, None], held.to(window.dtype), window)

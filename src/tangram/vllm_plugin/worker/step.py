@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tangram.geometry import Geometry
+from tangram.kernels.cache_view import CacheView
 from tangram.kernels.flash import SealedStep
 from tangram.kernels.segments import SealingChunks, Segments, cut_step
 from tangram.kernels.store_queries import store_queries
@@ -48,21 +48,15 @@ class LayerStep:
     """One layer in one step.
 
     Attributes:
-        layer: attention layer.
+        layer: ordinal of the layer among those that are compressed.
         softmax_scale: factor on query times key.
         query: [tokens, query_heads, head_size], after RoPE, without padding.
         key: [tokens or more, kv_heads, head_size], after RoPE.
         value: the same shape.
         out: [tokens or more, query_heads, head_size], to be written.
-        recent_cache: [blocks, kv_heads, R, 2 * head_size] of the layer.
-        sealed: the sealed pages of all layers, and the scorer.
-        ring: the last queries of all layers, or None.
-        recent_table: [requests, recent blocks] int32.
-        sealed_table: [requests, chunks] int32.
-        ring_table: [requests, ring blocks] int32, or None.
         slot_mapping: [tokens] int64, block * R + offset in the block; negative for padding.
-        query_start: [requests + 1] int32 on the device.
-        seq_lens: [requests] int32 on the device, tokens computed after the step.
+        view: the cache of the layer.
+        sealed: the layout in force, the scorer, and what watches for drift.
         host: the step as the host cut it; None in a decode step that kernels serve, which may be
             part of a CUDA graph and knows nothing of the host.
     """
@@ -73,15 +67,9 @@ class LayerStep:
     key: Tensor
     value: Tensor
     out: Tensor
-    recent_cache: Tensor
-    sealed: SealedCache
-    ring: QueryRing | None
-    recent_table: Tensor
-    sealed_table: Tensor
-    ring_table: Tensor | None
     slot_mapping: Tensor
-    query_start: Tensor
-    seq_lens: Tensor
+    view: CacheView
+    sealed: SealedCache
     host: HostStep | None
 
     def store_queries(self) -> None:
@@ -89,32 +77,34 @@ class LayerStep:
 
         Only once a step with prefill has sealed: until then it needs those that they replace.
         """
-        if self.ring is None:
-            return
-        assert self.ring_table is not None
-        store_queries(
-            self.query,
-            self.query_start,
-            self.seq_lens,
-            self.ring_table,
-            self.ring.layer(self.layer),
-            self.ring.geometry.window_size_tokens,
-        )
+        if self.view.ring is not None:
+            W = self.sealed.geometry.window_size_tokens
+            store_queries(self.query, self.view, self.layer, W)
 
 
 def harmless_step(
-    geometry: Geometry, sealed: SealedCache, recent_cache: Tensor, ring: QueryRing | None
+    sealed: SealedCache, recent: Tensor, ring: QueryRing | None
 ) -> tuple[LayerStep, HostStep]:
     """Layer 0 of a step of one token, which comes after a sealed chunk.
 
     All blocks of its request are the null block: it seals nothing, and reads and writes nothing of
     any request.
     """
-    g, device = geometry, recent_cache.device
+    g, device = sealed.geometry, recent.device
     query_start, after = np.array([0, 1]), np.array([g.chunk_size_tokens + 1])
     blocks = max(-(-after[0] // g.recent_block_tokens), g.ring_blocks)
     null = torch.zeros(1, blocks, dtype=torch.int32, device=device)
-    query = torch.zeros(1, g.num_query_heads, g.head_size, dtype=recent_cache.dtype, device=device)
+    query = torch.zeros(1, g.num_query_heads, g.head_size, dtype=recent.dtype, device=device)
+    view = CacheView(
+        sealed=sealed.pages,
+        sealed_table=null,
+        recent=recent,
+        recent_table=null,
+        query_start=torch.from_numpy(query_start).to(device, torch.int32),
+        seq_lens=torch.from_numpy(after).to(device, torch.int32),
+        ring=None if ring is None else ring.queries,
+        ring_table=None if ring is None else null,
+    )
     step = LayerStep(
         layer=0,
         softmax_scale=1.0,
@@ -122,15 +112,9 @@ def harmless_step(
         key=query[:, : g.num_kv_heads],
         value=query[:, : g.num_kv_heads],
         out=torch.empty_like(query),
-        recent_cache=recent_cache,
-        sealed=sealed,
-        ring=ring,
-        recent_table=null,
-        sealed_table=null,
-        ring_table=None if ring is None else null,
         slot_mapping=null[0, :1].long(),
-        query_start=torch.from_numpy(query_start).to(device, torch.int32),
-        seq_lens=torch.from_numpy(after).to(device, torch.int32),
+        view=view,
+        sealed=sealed,
         host=None,
     )
     return step, HostStep(query_start, after, *cut_step(g, query_start, after))

@@ -7,6 +7,7 @@ them there in every forward.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from tangram.geometry import HeadGroups
+from tangram.kernels.seal_decode import SealScorer
+from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import CompressionPlan
 from tangram.plan.drift_reference import DriftReference
 from tangram.profile import Profile
@@ -26,9 +29,10 @@ from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.core.specs import QueryRingSpec, SealedSpec
 from tangram.vllm_plugin.drift.board import DriftBoard, board_path, engine_name
 from tangram.vllm_plugin.drift.monitor import DriftMonitor
-from tangram.vllm_plugin.worker.device import DeviceKernels, has_kernels
+from tangram.vllm_plugin.worker.device import DeviceKernels
 from tangram.vllm_plugin.worker.flash import find_flash_attention
-from tangram.vllm_plugin.worker.query_moments import query_statistics
+from tangram.vllm_plugin.worker.host import HostRunner
+from tangram.vllm_plugin.worker.runner import LayerRunner
 
 # vLLM wants exactly one integer in the name of a layer that has a cache.
 SEALED_NAME = "tangram.0.sealed"
@@ -70,7 +74,9 @@ class SealedCache(_SharedCache):
         self._profile: Profile | None = (
             plan.load_profile() if self.scorer.needs_statistics else None
         )
-        self.kernels: DeviceKernels | None = None
+        self._layers = plan.layer_map
+        self._ordinals: dict[str, int | None] = {}
+        self.runner: LayerRunner = HostRunner()
         self.drift: DriftMonitor | None = None
         self._statistics: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
 
@@ -81,9 +87,14 @@ class SealedCache(_SharedCache):
     def __setattr__(self, name: str, value: Any) -> None:
         """vLLM gives the cache, and takes it back, by setting `kv_cache`."""
         super().__setattr__(name, value)
-        kernels = getattr(self, "kernels", None)
-        if name == "kv_cache" and kernels is not None:
-            kernels.forget_caches()
+        if name == "kv_cache" and hasattr(self, "runner"):
+            self.runner.forget_caches()
+
+    def ordinal_of(self, layer_name: str) -> int | None:
+        """The ordinal of a layer by vLLM's name for it; None if it is not compressed."""
+        if layer_name not in self._ordinals:
+            self._ordinals[layer_name] = self._layers.ordinal(extract_layer_index(layer_name))
+        return self._ordinals[layer_name]
 
     @property
     def pages(self) -> Tensor:
@@ -91,7 +102,6 @@ class SealedCache(_SharedCache):
         g, pool = self.geometry, self.kv_cache
         blocks, _, _, width = pool.shape
         block, _, row, element = pool.stride()
-        # Steps ask for it several times a layer; slices would take the host twice as long.
         page = g.page_size_rows * row
         return pool.as_strided(
             (blocks, g.pages_per_block, g.page_group_size, g.page_size_rows, width),
@@ -105,31 +115,29 @@ class SealedCache(_SharedCache):
         """
         if self._plan.drift_sample and self.drift is None:
             self.drift = self._make_drift_monitor(device, vllm_config)
-        if self.kernels is not None:
+        if self.runner.is_device:
             return
         served = has_kernels(self.geometry, self.scorer.name, self.dtype)
         if device.type != "cuda" or not served:
             return
-        layers = get_layers_from_vllm_config(vllm_config, Attention)
-        by_index = {extract_layer_index(name): layer for name, layer in layers.items()}
-        self.kernels = DeviceKernels(
+        layers = self._compressed(get_layers_from_vllm_config(vllm_config, Attention))
+        self.runner = DeviceKernels(
             self.geometry,
-            self.scorer,
+            SealScorer.of(
+                self.scorer,
+                {} if self._profile is None else self._profile.arrays,
+                self.geometry,
+                vllm_config.model_config.max_model_len,
+                device,
+            ),
             device,
             vllm_config.compilation_config.cudagraph_capture_sizes or (),
-            recent_caches=lambda: [by_index[index].kv_cache for index in sorted(by_index)],
+            recent_caches=lambda: [layer.kv_cache for layer in layers],
             flash=find_flash_attention(
                 self.geometry,
                 self.dtype,
                 device,
                 vllm_config.attention_config.flash_attn_version,
-            ),
-            statistics=query_statistics(
-                self.scorer,
-                self._profile,
-                self.geometry,
-                vllm_config.model_config.max_model_len,
-                device,
             ),
             max_step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
@@ -144,8 +152,14 @@ class SealedCache(_SharedCache):
             BudgetError: budgets of another size, see `geometry.replace_budgets`.
         """
         self.geometry = self.geometry.replace_budgets(head_groups)
-        if self.kernels is not None:
-            self.kernels = self.kernels.for_layout(self.geometry)
+        self.runner = self.runner.for_layout(self.geometry)
+
+    def _compressed(self, layers: Mapping[str, Any]) -> list[Any]:
+        """Those of a model's attention layers that are compressed, in order."""
+        ordinals = {name: self.ordinal_of(name) for name in layers}
+        found = {ordinal: layers[name] for name, ordinal in ordinals.items() if ordinal is not None}
+        assert found.keys() == set(range(self.geometry.num_layers)), sorted(found)
+        return [found[ordinal] for ordinal in range(len(found))]
 
     def _make_drift_monitor(self, device: torch.device, vllm_config: VllmConfig) -> DriftMonitor:
         plan = self._plan
@@ -179,7 +193,3 @@ class QueryRing(_SharedCache):
         """[blocks, ring_block_tokens, layers, query_heads, head_size], a view of the pool."""
         g = self.geometry
         return self.kv_cache[:, 0].unflatten(2, (g.num_layers, g.num_query_heads, g.head_size))
-
-    def layer(self, layer: int) -> Tensor:
-        """[blocks, ring_block_tokens, query_heads, head_size], a view of the pool."""
-        return self.queries.select(2, layer)

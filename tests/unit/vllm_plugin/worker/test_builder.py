@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from tangram.vllm_plugin.worker.backend import CompressedMetadataBuilder
+from tangram.vllm_plugin.worker.host import HostRunner
 
 
 class Kernels:
     """Notes what it is asked for."""
+
+    is_device = True
 
     def __init__(self):
         self.asked = []
@@ -24,7 +27,7 @@ class Kernels:
 def make_builder(kernels, cuts):
     builder = object.__new__(CompressedMetadataBuilder)
     builder._cuts, builder._ring = cuts, "the ring"
-    builder._sealed = SimpleNamespace(kernels=kernels)
+    builder._sealed = SimpleNamespace(runner=kernels)
     return builder
 
 
@@ -48,8 +51,8 @@ def test_kernels_are_warm_before_a_decode_step_can_be_captured():
     ]
 
 
-@pytest.mark.parametrize("kernels", [Kernels(), None])
+@pytest.mark.parametrize("kernels", [Kernels(), HostRunner()])
 def test_the_builders_of_other_groups_and_of_a_cpu_warm_nothing(kernels):
     builder = make_builder(kernels, cuts=False)
     assert builder.build(0, STEP).host is None
-    assert kernels is None or kernels.asked == []
+    assert isinstance(kernels, HostRunner) or kernels.asked == []

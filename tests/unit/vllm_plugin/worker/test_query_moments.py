@@ -1,17 +1,15 @@
 """From a profile to what the sealing kernel reads."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from tangram.bundled import recall_model_path
 from tangram.errors import ScorerError
+from tangram.kernels.seal_decode import SealScorer
 from tangram.profile import Profile
 from tangram.scorers import get_scorer
 from tangram.scorers.expected_attention import average_rotation
-from tangram.vllm_plugin.worker.query_moments import query_statistics
 from tests.kernels.inputs import make_geometry
 
 CPU = torch.device("cpu")
@@ -25,7 +23,7 @@ def profile():
 
 def test_a_row_for_every_boundary_that_a_request_can_reach(profile):
     scorer = get_scorer("expected_attention", n_future_tokens=7, epsilon=0.25)
-    found = query_statistics(scorer, profile, GEOMETRY, 4000, CPU)
+    found = SealScorer.of(scorer, profile.arrays, GEOMETRY, 4000, CPU).moments
     assert found.epsilon == 0.25
     assert len(found.rotation) > 4000 // 256
     frequencies = torch.from_numpy(profile.arrays["rope_frequencies"].copy())
@@ -38,12 +36,10 @@ def test_a_row_for_every_boundary_that_a_request_can_reach(profile):
 
 
 def test_other_scorers_need_none():
-    assert query_statistics(get_scorer("key_diff"), None, GEOMETRY, 4000, CPU) is None
+    assert SealScorer.of(get_scorer("key_diff"), {}, GEOMETRY, 4000, CPU).moments is None
 
 
 def test_frequencies_of_another_model_are_refused(profile):
     arrays = {**profile.arrays, "rope_frequencies": np.ones(33)}
     with pytest.raises(ScorerError, match="rope_frequencies has shape .33,., expected at most 32"):
-        query_statistics(
-            get_scorer("expected_attention"), replace(profile, arrays=arrays), GEOMETRY, 4000, CPU
-        )
+        SealScorer.of(get_scorer("expected_attention"), arrays, GEOMETRY, 4000, CPU)

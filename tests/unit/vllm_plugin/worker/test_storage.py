@@ -18,7 +18,7 @@ def test_kernels_let_go_of_a_cache_as_soon_as_vllm_does():
         make_plan(CompressionOptions(), model, 2), torch.float16, CompressedAttentionBackend
     )
     calls = []
-    sealed.kernels = SimpleNamespace(forget_caches=lambda: calls.append("forgotten"))
+    sealed.runner = SimpleNamespace(forget_caches=lambda: calls.append("forgotten"))
     sealed.scorer = sealed.scorer
     assert not calls
     sealed.kv_cache = torch.zeros(3)

@@ -1,0 +1,41 @@
+"""The compressed cache as one step sees it: what kernels and references are given of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class CacheView(NamedTuple):
+    """The cache of one layer in one step. All but `recent` is the same for every layer.
+
+    Tables may have more rows and columns than a step has requests and blocks; what lies beyond is
+    not read.
+
+    Attributes:
+        sealed: [blocks, pages_per_block, H_p, P, 2 * head_size], rows [K | V] of the sealed chunks
+            of all layers; the rows of a page lie side by side, other strides are free.
+        sealed_table: [requests, chunks] int32, block of every sealed chunk.
+        recent: [blocks, kv_heads, R, 2 * head_size], raw tokens of the layer, strided likewise.
+        recent_table: [requests, blocks] int32, block of positions [i * R, (i + 1) * R); entries
+            before the first raw token may be stale.
+        query_start: [requests + 1] int32, where each request's queries begin in the step.
+        seq_lens: [requests] int32, tokens computed after the step; 0 for a padded row.
+        ring: [blocks, ring_block_tokens, layers, query_heads, head_size], the last W queries of all
+            layers, position p at slot p % W; None for scorers that do not look at queries.
+        ring_table: [requests, ring blocks] int32; slot s lies in block `s // ring_block_tokens`.
+    """
+
+    sealed: Tensor
+    sealed_table: Tensor
+    recent: Tensor
+    recent_table: Tensor
+    query_start: Tensor
+    seq_lens: Tensor
+    ring: Tensor | None = None
+    ring_table: Tensor | None = None
+
+    def of_layer(self, recent: Tensor) -> CacheView:
+        """The same step's view of the layer with these raw tokens."""
+        return self._replace(recent=recent)
