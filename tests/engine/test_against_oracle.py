@@ -51,7 +51,7 @@ def make_oracle(llm, profile=None, model=MODEL) -> Oracle:
     return Oracle(
         model,
         geometry.head_groups,
-        get_scorer(plan.scorer_name),
+        plan.scorer,
         chunk_size_tokens=geometry.chunk_size_tokens,
         window_size_tokens=geometry.window_size_tokens,
         n_sink_tokens=geometry.n_sink_tokens,
@@ -143,6 +143,7 @@ GEOMETRIES = [
     dict(compression_window_size=0),
     dict(compression_window_size=1, compression_scorer="tova"),
     dict(compression_window_size=48, compression_scorer="snap_kv"),
+    dict(compression_scorer="snap_kv", compression_scorer_parameters={"kernel_size": 3}),
     dict(compression_n_sink_tokens=0),
     dict(compression_n_sink_tokens=16, compression_ratio=0.25),
     dict(compression_ratio=0.93, page_group_size=1),
