@@ -143,7 +143,6 @@ GEOMETRIES = [
     dict(compression_window_size=0),
     dict(compression_window_size=1, compression_scorer="tova"),
     dict(compression_window_size=48, compression_scorer="snap_kv"),
-    dict(compression_scorer="snap_kv", compression_scorer_parameters={"kernel_size": 3}),
     dict(compression_n_sink_tokens=0),
     dict(compression_n_sink_tokens=16, compression_ratio=0.25),
     dict(compression_ratio=0.93, page_group_size=1),
@@ -160,6 +159,17 @@ GEOMETRIES = [
 def test_other_geometries_follow_the_oracle(options):
     with engine(**{"compression_chunk_size": 64, "compression_ratio": 0.5, **options}) as llm:
         check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=5)
+
+
+def test_a_scorers_parameters_follow_the_oracle():
+    with engine(
+        compression_chunk_size=64,
+        compression_ratio=0.5,
+        compression_scorer="snap_kv",
+        compression_scorer_parameters={"kernel_size": 3},
+    ) as llm:
+        oracle, _ = check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=5)
+        assert oracle.scorer == get_scorer("snap_kv", kernel_size=3)
 
 
 @pytest.mark.parametrize(
