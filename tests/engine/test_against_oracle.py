@@ -51,7 +51,7 @@ def make_oracle(llm, profile=None, model=MODEL) -> Oracle:
     return Oracle(
         model,
         geometry.head_groups,
-        get_scorer(plan.scorer_name),
+        plan.scorer,
         chunk_size_tokens=geometry.chunk_size_tokens,
         window_size_tokens=geometry.window_size_tokens,
         n_sink_tokens=geometry.n_sink_tokens,
@@ -159,6 +159,17 @@ GEOMETRIES = [
 def test_other_geometries_follow_the_oracle(options):
     with engine(**{"compression_chunk_size": 64, "compression_ratio": 0.5, **options}) as llm:
         check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=5)
+
+
+def test_a_scorers_parameters_follow_the_oracle():
+    with engine(
+        compression_chunk_size=64,
+        compression_ratio=0.5,
+        compression_scorer="snap_kv",
+        compression_scorer_parameters={"kernel_size": 3},
+    ) as llm:
+        oracle, _ = check(llm, [conversation_prompt(3, 330), noise(4, 129)], max_tokens=5)
+        assert oracle.scorer == get_scorer("snap_kv", kernel_size=3)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ProfileMismatchError
 from tangram.plan.compression_plan import plan_of
 from tangram.plan.options import CONFIG_KEY
 from tangram.vllm_plugin.frontend import auto_profile
@@ -180,6 +180,15 @@ def test_the_command_is_told_what_is_served(made):
     assert pairs["--compression-chunk-size"] == "128" and pairs["--page-group-size"] == "2"
     assert pairs["--compression-window-size"] == "16"
     assert json.loads(pairs["--engine-args"]) == {"dtype": "float32"}
+
+
+def test_the_command_is_told_of_the_scorers_parameters(made):
+    seven = {"kernel_size": 7}
+    with pytest.raises(ProfileMismatchError, match="the profile has snap_kv.kernel_size=5"):
+        auto(compression_scorer="snap_kv", compression_scorer_parameters=seven)
+    (arguments,) = made  # the profile that stands for its result is of the defaults
+    given = arguments[arguments.index("--compression-scorer-parameters") + 1]
+    assert json.loads(given) == seven
 
 
 def test_what_no_profile_mends_is_refused_before_calibrating(made):

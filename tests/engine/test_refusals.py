@@ -10,6 +10,7 @@ import pytest
 from tangram.errors import ConfigurationError, TangramError, UnsupportedError
 from tangram.plan.compression_plan import plan_of
 from tangram.plan.options import CONFIG_KEY
+from tangram.scorers import get_scorer
 from tangram.vllm_plugin import register
 from tests.engine.harness import DEVICE, MODEL
 from tests.engine.profiles import make_profile
@@ -368,11 +369,13 @@ def test_every_flag_reaches_the_plan():
         "--enable-compression", "--compression-ratio", "0.4", "--page-group-size", "2",
         "--compression-chunk-size", "128", "--compression-window-size", "16",
         "--compression-n-sink-tokens", "2", "--compression-scorer", "SnapKV",
+        "--compression-scorer-parameters", '{"kernel_size": 7}',
         "--compression-level", "uniform", "--compression-profile", "none",
         "--dtype", "float32", "--max-model-len", "1024",
     )  # fmt: skip
     plan = plan_of(arguments.create_engine_config().additional_config)
     geometry = plan.geometry
+    assert plan.scorer == get_scorer("snap_kv", kernel_size=7)
     assert plan.scorer_name == "snap_kv" and plan.level == "uniform" and plan.profile_path is None
     assert geometry.page_group_size == 2
     assert geometry.chunk_size_tokens == 128

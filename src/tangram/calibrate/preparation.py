@@ -18,6 +18,7 @@ from tangram.engines.arguments import check_engine_arguments, refuse_uncompressi
 from tangram.errors import BudgetError, ConfigurationError, UnsupportedError
 from tangram.geometry import Geometry
 from tangram.installed import is_cpu_build
+from tangram.plan.cached import without_profile
 from tangram.plan.compression_plan import make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import (
@@ -37,7 +38,6 @@ from tangram.profile import (
     text_config,
 )
 from tangram.profile.cache import snapshot_folder, weights_digest
-from tangram.scorers import DEFAULT_SCORER, get_scorer
 
 DEFAULT_MAX_TOKENS = 4096
 DEFAULT_MEASURE_RATIOS = (0.5, 0.25, 0.1)
@@ -121,13 +121,14 @@ def prepare(
             "compression_window_size": args.compression_window_size,
             "compression_n_sink_tokens": args.compression_n_sink_tokens,
             "compression_scorer": args.compression_scorer,
+            "compression_scorer_parameters": args.compression_scorer_parameters,
         }
     )
     itemsize = ITEMSIZE_BYTES[dtype if dtype in ITEMSIZE_BYTES else served_dtype(config)]
     # The layout of any scorer without needs of its own: statistics are what is to be made.
-    plain = replace(options, compression_scorer=DEFAULT_SCORER, compression_ratio=1.0)
+    plain = replace(without_profile(options), compression_ratio=1.0)
     layout = make_plan(plain, identity, itemsize).geometry
-    get_scorer(options.compression_scorer).check_inputs(
+    options.scorer.check_inputs(
         layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROPE_FREQUENCIES)
     )
     check_output("--out", args.out, args.data)

@@ -27,7 +27,7 @@ from tangram.calibrate.recording.record import record_profile
 from tangram.calibrate.texts.sample_sets import BUNDLED, HUB
 from tangram.errors import ConfigurationError
 from tangram.plan.models import RECALL, RECALL_GROUP_SIZE, is_bundled
-from tangram.plan.options import CompressionOptions, flag
+from tangram.plan.options import CompressionOptions, flag, flag_value
 from tangram.profile import Profile
 from tangram.profile.cache import locked
 from tangram.scorers import DEFAULT_SCORER
@@ -88,6 +88,7 @@ def calibrate(
         [sample.token_ids for sample in plan.samples],
         later=[sample.later for sample in plan.samples],
         scorer_name=plan.options.compression_scorer,
+        scorer_parameters=plan.options.compression_scorer_parameters,
         chunk_size_tokens=plan.options.compression_chunk_size,
         window_size_tokens=plan.options.compression_window_size,
         n_sink_tokens=plan.options.compression_n_sink_tokens,
@@ -170,9 +171,10 @@ def _serve_command(plan: Calibration, model: str) -> list[str]:
     asked, defaults = plan.options, CompressionOptions()
     if is_bundled(model):
         defaults = replace(defaults, page_group_size=RECALL_GROUP_SIZE)
-    for name in ("compression_scorer", *_SIZES, "page_group_size"):
+    scorer = ("compression_scorer", "compression_scorer_parameters")
+    for name in (*scorer, *_SIZES, "page_group_size"):
         if getattr(asked, name) != getattr(defaults, name):
-            command += [flag(name), str(getattr(asked, name))]
+            command += [flag(name), flag_value(getattr(asked, name))]
     return command
 
 
@@ -216,6 +218,11 @@ def parser() -> argparse.ArgumentParser:
         default=DEFAULT_SCORER,
         metavar="NAME",
         help=f"whose rows the profile is about (default: {DEFAULT_SCORER})",
+    )
+    add(
+        "--compression-scorer-parameters",
+        metavar="JSON",
+        help="the scorer's parameters, as in serving (default: its own)",
     )
     for name in _SIZES:
         default = getattr(defaults, name)

@@ -115,6 +115,8 @@ def served(text: str) -> list[Finding]:
         labels, engine = sample.labels, sample.labels.get("engine", "")
         if name == "layout_info":
             what = "scorer {scorer}, level {level}, ratio {ratio}, chunks of {chunk_size} tokens"
+            if parameters := labels.get("scorer_parameters"):
+                labels["scorer"] += f"({parameters})"
             layout = f"{labels['layout']}: {what.format(**labels)}"
             findings.append(Finding(f"engine {engine}: layout", layout))
         values = found.setdefault(engine, {}).setdefault(name, {})

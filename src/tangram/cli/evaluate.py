@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tangram.arguments import check_output
-from tangram.cli.evaluate_options import parser
+from tangram.cli.evaluate_options import parameters_by_scorer, parser
 from tangram.cli.evaluate_report import print_tables
 from tangram.engines.arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
@@ -265,6 +265,7 @@ def _grid(args: argparse.Namespace) -> Grid:
         sink_tokens=args.sink_tokens or [None],
         page_group_sizes=args.page_group_sizes or [None],
         profile=args.profile,
+        scorer_parameters=parameters_by_scorer(args.compression_scorer_parameters, args.scorers),
     )
 
 

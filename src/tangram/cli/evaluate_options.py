@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tangram.arguments import count
+from tangram.errors import ConfigurationError
 from tangram.evaluate.tasks import task_names
 from tangram.plan.dtypes import ITEMSIZE_BYTES
-from tangram.scorers import DEFAULT_SCORER
+from tangram.plan.options import json_parameters
+from tangram.scorers import DEFAULT_SCORER, get_scorer
 
 T = TypeVar("T")
 
@@ -94,6 +96,12 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
         help=f"which tokens are worth keeping (default: {DEFAULT_SCORER})",
     )
     add(
+        "--compression-scorer-parameters",
+        metavar="JSON",
+        help="the scorer's parameters, as in serving; of several scorers by name, "
+        '\'{"snap_kv": {"kernel_size": 7}}\'',
+    )
+    add(
         "--levels",
         type=_list_of(str),
         metavar="L,L,...",
@@ -112,6 +120,35 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
         "--page-group-sizes": "H_p, KV heads that share a budget",
     }.items():
         add(name, type=_list_of(int), metavar="N,N,...", help=symbol)
+
+
+def parameters_by_scorer(given: str | None, scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Registry name of a scorer -> the parameters that were given for it.
+
+    Args:
+        given: JSON text: the parameters of the one scorer, or an object of them for each name.
+        scorers: that are evaluated.
+
+    Raises:
+        ConfigurationError: parameters without a name of one of several scorers, or of another one.
+    """
+    if given is None:
+        return {}
+    found, names = json_parameters(given), {get_scorer(name).name for name in scorers}
+    if not all(isinstance(value, dict) for value in found.values()):
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"--compression-scorer-parameters is {given}, and --scorers names several: give "
+                'them by name, {"snap_kv": {"kernel_size": 7}}, or one scorer'
+            )
+        return {name: found for name in names}
+    named = {get_scorer(name).name: parameters for name, parameters in found.items()}
+    if others := sorted(named.keys() - names):
+        raise ConfigurationError(
+            f"--compression-scorer-parameters has some of {', '.join(others)}, which --scorers "
+            "does not name: add it there, or leave them out"
+        )
+    return named
 
 
 def _list_of(kind: Callable[[str], T]) -> Callable[[str], list[T]]:

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tangram.evaluate.results import Cell
+from tangram.evaluate.results import Cell, scorer_of
 
 _GEOMETRY = {"chunk_size": "C", "window_size": "W", "sink_tokens": "S", "page_group_size": "H_p"}
 _FIGURES = ("right", "% right", "95 %", "% of full", "B/token", "% hits", "s")
@@ -46,7 +46,7 @@ def _row(cell: Cell, varied: Sequence[str]) -> list[str]:
     full = cell["full_accuracy"]
     low, high = cell["interval_95"]
     return [
-        cell["scorer"] or "full KV",
+        scorer_of(cell) or "full KV",
         cell["level"] or "",
         f"{cell['ratio']:g}",
         *("" if cell[name] is None else str(cell[name]) for name in varied),

@@ -34,6 +34,7 @@ from tangram.plan.models import (
 )
 from tangram.plan.options import CompressionOptions, add_flags
 from tangram.profile import ModelIdentity, text_config
+from tangram.scorers import scorer_title
 
 DEFAULT_CONTEXTS = (4096, 16384, 32768, 131072)
 
@@ -140,7 +141,8 @@ def _print(result: Mapping[str, Any], console: Console) -> None:
     for name, value in {
         "model": f"{result['model']} ({result['identity']['architecture']}, {result['dtype']})",
         "compression": f"ratio {result['ratio']:g}, {result['level']} budgets, scorer "
-        f"{result['scorer']}, {result['page_group_size']} heads a page, layout {result['layout']}",
+        f"{scorer_title(result['scorer'], result['scorer_parameters'])}, "
+        f"{result['page_group_size']} heads a page, layout {result['layout']}",
         "KV bytes a token": f"{full['bytes_per_token']:,} full, "
         f"{compressed['bytes_per_token']:,.0f} sealed",
         "blocks": f"{compressed['block_bytes'] / 1024:,.0f} KiB: a sealed chunk of "

@@ -28,7 +28,6 @@ from tangram.plan.options import (
     option_names,
 )
 from tangram.profile import ModelIdentity, Profile
-from tangram.scorers import get_scorer
 
 _ENABLE = "--enable-compression"
 _CACHE_MEMORY = "--kv-cache-memory-bytes"
@@ -84,7 +83,7 @@ def check_options(arguments: Sequence[str]) -> None:
     )
     add_flags(parser)
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
-    scorer = get_scorer(options.compression_scorer)
+    scorer = options.scorer
     asked = (options.compression_profile or AUTO_PROFILE).lower()
     if asked == AUTO_PROFILE:
         calibrate_arguments()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import vllm
@@ -33,6 +34,7 @@ class LLM(vllm.LLM):
         compression_window_size: int | None = None,
         compression_n_sink_tokens: int | None = None,
         compression_scorer: str | None = None,
+        compression_scorer_parameters: Mapping[str, Any] | None = None,
         compression_level: str | None = None,
         compression_profile: str | None = None,
         compression_drift_sample: int | None = None,
@@ -46,6 +48,7 @@ class LLM(vllm.LLM):
             "compression_window_size": compression_window_size,
             "compression_n_sink_tokens": compression_n_sink_tokens,
             "compression_scorer": compression_scorer,
+            "compression_scorer_parameters": compression_scorer_parameters,
             "compression_level": compression_level,
             "compression_profile": compression_profile,
             "compression_drift_sample": compression_drift_sample,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -51,7 +51,7 @@ class Setting:
         if self.options is None or self.plan is None:
             return FULL_KV
         return (
-            f"{self.plan.scorer_name}, {self.plan.level}, ratio {self.options.compression_ratio:g}"
+            f"{self.plan.scorer_title}, {self.plan.level}, ratio {self.options.compression_ratio:g}"
         )
 
     @cached_property
@@ -96,8 +96,11 @@ class Setting:
                 "kv_bytes_per_token": self.token_bytes,
             }
         layout = self.plan.geometry
+        # Left out without any: cells of files from before there were parameters stay the same.
+        parameters = {"scorer_parameters": dict(self.plan.scorer_parameters)}
         return {
             "scorer": self.plan.scorer_name,
+            **(parameters if self.plan.scorer_parameters else {}),
             "level": self.plan.level,
             "ratio": self.options.compression_ratio,
             "chunk_size": layout.chunk_size_tokens,
@@ -123,6 +126,7 @@ class Grid:
         sink_tokens: S.
         page_group_sizes: H_p.
         profile: file, folder or pattern with `{scorer}`; `none`; or None for the bundled one.
+        scorer_parameters: by registry name of the scorer; those not there have their defaults.
     """
 
     ratios: Sequence[float]
@@ -133,6 +137,7 @@ class Grid:
     sink_tokens: Sequence[int | None] = (None,)
     page_group_sizes: Sequence[int | None] = (None,)
     profile: str | None = None
+    scorer_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def make_settings(
@@ -160,6 +165,7 @@ def make_settings(
     for scorer, chunk, window, sinks, group, ratio, level in product(*axes):
         given = {
             "compression_scorer": scorer,
+            "compression_scorer_parameters": grid.scorer_parameters.get(get_scorer(scorer).name),
             "compression_level": level,
             "compression_chunk_size": chunk,
             "compression_window_size": window,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tangram.errors import ConfigurationError
-from tangram.evaluate.results import Cell
+from tangram.evaluate.results import Cell, scorer_of
 
 COLUMNS = 4
 PANEL_INCHES = (3.4, 2.8)
@@ -116,7 +116,7 @@ def _panel(cell: Cell, varied: Sequence[str]) -> _Panel:
     origin = tuple(
         f"seed {cell.get(name)}" if name == "seed" else str(cell.get(name)) for name in varied
     )
-    return _Panel(cell["task"], cell["context_tokens"], origin, cell["scorer"] or "")
+    return _Panel(cell["task"], cell["context_tokens"], origin, scorer_of(cell))
 
 
 def _layout(panels: Iterable[_Panel]) -> tuple[int, int, dict[_Panel, int]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tangram.errors import ConfigurationError
 from tangram.evaluate.play import Reply, Script
+from tangram.scorers import scorer_title
 
 Cell = dict[str, Any]
 """A cell's figures: one task and context on one engine."""
@@ -37,6 +38,11 @@ def wilson_interval(right: float, questions: int, z: float = 1.959964) -> tuple[
     spread = z * math.sqrt(share * (1 - share) / questions + square / (4 * questions**2))
     scale = 1 + square / questions
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def scorer_of(cell: Cell) -> str:
+    """The cell's scorer as people read it; empty for full KV."""
+    return scorer_title(cell["scorer"] or "", cell.get("scorer_parameters", {}))
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

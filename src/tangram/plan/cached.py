@@ -13,7 +13,7 @@ from tangram.plan.models import bundled_model, is_bundled
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
-from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.scorers import DEFAULT_SCORER
 
 ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
 """Environment variable with further arguments of `tangram calibrate` for automatic profiles."""
@@ -37,8 +37,7 @@ def calibrate_arguments() -> list[str]:
 
 def needs_profile(options: CompressionOptions) -> bool:
     """Whether budgets or scores are made of a profile's statistics."""
-    scorer = get_scorer(options.compression_scorer)
-    return options.compression_level != "uniform" or bool(scorer.needs_statistics)
+    return options.compression_level != "uniform" or bool(options.scorer.needs_statistics)
 
 
 def without_profile(options: CompressionOptions) -> CompressionOptions:
@@ -48,6 +47,7 @@ def without_profile(options: CompressionOptions) -> CompressionOptions:
         compression_profile=NO_PROFILE,
         compression_level="uniform",
         compression_scorer=DEFAULT_SCORER,
+        compression_scorer_parameters=None,
         compression_drift_sample=0,
     )
 
@@ -66,7 +66,7 @@ def cached_profile(
     Raises:
         ProfileError: the weights cannot be told from others'.
     """
-    scorer = get_scorer(options.compression_scorer)
+    scorer = options.scorer
     return cached_profile_path(
         identity,
         weights_digest(snapshot_folder(model, revision)),

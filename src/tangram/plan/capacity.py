@@ -57,6 +57,7 @@ def figures(plan: CompressionPlan, memory_bytes: int, contexts: Sequence[int]) -
     rows = [layout.budget_rows(layer, group) for layer, group in _groups(layout)]
     return {
         "scorer": plan.scorer_name,
+        "scorer_parameters": dict(plan.scorer_parameters),
         "level": plan.level,
         "profile": plan.profile_path,
         "layout": layout.digest,

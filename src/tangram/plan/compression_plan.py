@@ -7,7 +7,7 @@ The plan is made once, where the engine's configuration is made, and travels as 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tangram.budgets import allocate, default_level, floor_pages
@@ -16,7 +16,7 @@ from tangram.geometry import Geometry, LayerMap, check_chunk
 from tangram.plan.drift_reference import DriftReference
 from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity, Profile
-from tangram.scorers import get_scorer
+from tangram.scorers import get_scorer, scorer_title
 from tangram.scorers.base import Scorer
 
 PAGE_SIZE_ROWS = 16
@@ -35,6 +35,7 @@ class CompressionPlan:
         profile_path: file of the profile, or None without one.
         ratio: share of all rows that was asked for.
         drift_sample: of so many sealed chunks one is compared with the profile; 0: none.
+        scorer_parameters: of the scorer's parameters those that are not at their defaults.
         layers: places in the model of the layers that are compressed; None: all of its layers.
     """
 
@@ -44,6 +45,7 @@ class CompressionPlan:
     profile_path: str | None
     ratio: float
     drift_sample: int = 0
+    scorer_parameters: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class CompressionPlan:
             "profile_path": self.profile_path,
             "ratio": self.ratio,
             "drift_sample": self.drift_sample,
+            "scorer_parameters": dict(self.scorer_parameters),
             "layers": None if self.layers is None else list(self.layers),
         }
 
@@ -77,8 +80,13 @@ class CompressionPlan:
 
     @property
     def scorer(self) -> Scorer:
-        """The scorer, with its default parameters."""
-        return get_scorer(self.scorer_name)
+        """The scorer, with its parameters."""
+        return get_scorer(self.scorer_name, **self.scorer_parameters)
+
+    @property
+    def scorer_title(self) -> str:
+        """The scorer as people read it."""
+        return scorer_title(self.scorer_name, self.scorer_parameters)
 
     @property
     def floor_share(self) -> float:
@@ -134,7 +142,7 @@ def make_plan(
         options.compression_n_sink_tokens,
         PAGE_SIZE_ROWS,
     )
-    scorer = get_scorer(options.compression_scorer)
+    scorer = options.scorer
     path = options.compression_profile
     path = None if path is None or path.lower() == NO_PROFILE else path
     profile = None
@@ -175,6 +183,7 @@ def make_plan(
         path,
         options.compression_ratio,
         options.compression_drift_sample,
+        scorer.changed_parameters(),
     )
 
 

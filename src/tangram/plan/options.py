@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from tangram.budgets import LEVELS
 from tangram.errors import ConfigurationError
 from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
+from tangram.scorers.base import Scorer
 
 CONFIG_KEY = "tangram"
 """Key of vLLM's `additional_config` under which the options travel to every process."""
@@ -32,6 +34,8 @@ class CompressionOptions:
         compression_window_size: W, tokens before a boundary that stay raw until the next one.
         compression_n_sink_tokens: S, tokens at the start that every head keeps.
         compression_scorer: name of the scorer.
+        compression_scorer_parameters: of its parameters those that are not to have their defaults,
+            JSON values by name; None for none.
         compression_level: rule that turns a profile into budgets; when absent `measured` if the
             profile holds measured budgets, `error` with another profile, `uniform` without one.
         compression_profile: file that calibration wrote, `none` for uniform budgets, or `auto` for
@@ -47,6 +51,7 @@ class CompressionOptions:
     compression_window_size: int = 32
     compression_n_sink_tokens: int = 4
     compression_scorer: str = DEFAULT_SCORER
+    compression_scorer_parameters: Mapping[str, Any] | None = None
     compression_level: str | None = None
     compression_profile: str | None = None
     compression_drift_sample: int = 0
@@ -70,13 +75,25 @@ class CompressionOptions:
                 f"unknown compression option {', '.join(unknown)}: known are "
                 f"{', '.join(sorted(known))}"
             )
-        options = cls(**{name: value for name, value in given.items() if value is not None})
+        values = {name: value for name, value in given.items() if value is not None}
+        if (parameters := values.get("compression_scorer_parameters")) is not None:
+            values["compression_scorer_parameters"] = json_parameters(parameters) or None
+        options = cls(**values)
         options.check()
         return options
 
     def to_mapping(self) -> dict[str, Any]:
         """The options as a JSON object."""
         return asdict(self)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer, with its parameters.
+
+        Raises:
+            ScorerError: an unknown scorer or parameter, or a bad value.
+        """
+        return get_scorer(self.compression_scorer, **(self.compression_scorer_parameters or {}))
 
     def check(self) -> None:
         """Raise ConfigurationError for a value that no model could be served with."""
@@ -115,7 +132,7 @@ class CompressionOptions:
                 f"--compression-level is {self.compression_level!r}: choose one of "
                 f"{', '.join(LEVELS)}"
             )
-        get_scorer(self.compression_scorer).check_window(self.compression_window_size)
+        self.scorer.check_window(self.compression_window_size)
 
 
 _HELP = {
@@ -128,6 +145,8 @@ _HELP = {
     "compression_n_sink_tokens": "Tokens at the start that every head keeps (default: 4).",
     "compression_scorer": "Which tokens are worth keeping: {names}, or a registered one "
     f"(default: {DEFAULT_SCORER}).",
+    "compression_scorer_parameters": "The scorer's parameters, such as "
+    "'{{\"kernel_size\": 7}}' (default: its own).",
     "compression_level": "Rule that turns a profile into budgets (default: measured where the "
     "profile has measured budgets, error with another profile, uniform without).",
     "compression_profile": "Calibration file of this model and scorer; auto: one from the cache, "
@@ -155,6 +174,34 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def flag_value(value: object) -> str:
+    """The value of an option as its flag takes it."""
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def json_parameters(given: object) -> dict[str, Any]:
+    """Parameters of a scorer as JSON gives them back.
+
+    Args:
+        given: a mapping, or a JSON object's text, as flags have it.
+
+    Raises:
+        ConfigurationError: something else.
+    """
+    try:
+        text = json.dumps(dict(given)) if isinstance(given, Mapping) else given
+        plain = json.loads(text)  # type: ignore[arg-type] # what is no text is a TypeError
+        json.dumps(plain, allow_nan=False)
+    except (TypeError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise ConfigurationError(
+            f"{flag('compression_scorer_parameters')} is {given!r}: give a JSON object with the "
+            'scorer\'s parameters, {"kernel_size": 7}, or leave it out'
+        )
+    return plain
+
+
 def compression_arguments(options: CompressionOptions) -> list[str]:
     """The options as flags of `vllm serve`, which would look for a profile where none is named."""
     arguments = ["--enable-compression"]
@@ -162,7 +209,7 @@ def compression_arguments(options: CompressionOptions) -> list[str]:
     given |= {name: value for name, value in options.to_mapping().items() if value is not None}
     for name, value in given.items():
         if name != "enable_compression":
-            arguments += [flag(name), str(value)]
+            arguments += [flag(name), flag_value(value)]
     return arguments
 
 

@@ -183,10 +183,14 @@ class Profile:
         mine = scorer_name, _json("scorer_parameters", scorer_parameters)
         theirs = self.scorer_name, dict(self.scorer_parameters)
         if mine != theirs:
+            what, option = "another scorer", "--compression-scorer of the profile"
+            if mine[0] == theirs[0]:
+                what = "other parameters of the scorer"
+                option = f"--compression-scorer-parameters '{json.dumps(theirs[1])}'"
             raise ProfileMismatchError(
-                f"the profile is of another scorer: the profile has {_scorer(*theirs)}, the server "
-                f"has {_scorer(*mine)}; give the --compression-profile of this scorer, or none, "
-                "or the --compression-scorer of the profile"
+                f"the profile is of {what}: the profile has {_scorer(*theirs)}, the server has "
+                f"{_scorer(*mine)}; give the --compression-profile of this scorer, or none, or the "
+                f"{option}"
             )
 
     def save(self, path: str | Path) -> None:

@@ -7,7 +7,14 @@ from importlib import import_module, metadata
 from typing import Any
 
 from tangram.errors import ScorerError
-from tangram.scorers.base import Chunks, Scorer, attention_over_chunk, group_query_heads
+from tangram.scorers.base import (
+    Chunks,
+    Scorer,
+    attention_over_chunk,
+    group_query_heads,
+    list_parameters,
+    scorer_title,
+)
 from tangram.scorers.select import score_ranks, top_rows
 
 __all__ = [
@@ -18,8 +25,10 @@ __all__ = [
     "attention_over_chunk",
     "get_scorer",
     "group_query_heads",
+    "list_parameters",
     "score_ranks",
     "scorer_names",
+    "scorer_title",
     "top_rows",
 ]
 
@@ -49,7 +58,7 @@ def scorer_names(third_party: bool = True) -> tuple[str, ...]:
     return (*_BUILT_IN, *sorted(_third_party())) if third_party else tuple(_BUILT_IN)
 
 
-def get_scorer(name: str, **parameters: Any) -> Scorer:
+def get_scorer(name: str, /, **parameters: Any) -> Scorer:
     """The scorer of that name.
 
     Args:
@@ -63,12 +72,18 @@ def get_scorer(name: str, **parameters: Any) -> Scorer:
     cls = _scorer_class(name)
     known = [f.name for f in fields(cls) if f.init]
     unknown = [parameter for parameter in parameters if parameter not in known]
+    takes = ", ".join(known) or "none"
     if unknown:
         raise ScorerError(
-            f"--compression-scorer {cls.name} has no parameter {', '.join(unknown)}: it takes "
-            f"{', '.join(known) or 'none'}"
+            f"--compression-scorer-parameters: {cls.name} has no parameter {', '.join(unknown)}: "
+            f"it takes {takes}"
         )
-    return cls(**parameters)
+    try:
+        return cls(**parameters)
+    except (TypeError, ValueError) as error:  # a package's scorer may raise what it likes
+        raise ScorerError(
+            f"--compression-scorer-parameters: {error} ({cls.name} takes {takes})"
+        ) from error
 
 
 def _spelling(name: str) -> str:

@@ -94,6 +94,11 @@ class Scorer(ABC):
         """The parameters by name; `type(scorer)(**scorer.parameters())` is the same scorer."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def changed_parameters(self) -> dict[str, Any]:
+        """Those of the parameters that are not at their defaults."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in self.parameters().items() if value != defaults[name]}
+
     def check_inputs(self, window_size_tokens: int, statistics: Collection[str]) -> None:
         """Check, before the first chunk, that the scorer will get what it needs.
 
@@ -152,6 +157,21 @@ class Scorer(ABC):
                 "needs_window_queries = True is given them"
             )
         return queries.float()
+
+
+def scorer_title(name: str, changed: Mapping[str, Any]) -> str:
+    """The scorer as people read it: `snap_kv`, or `snap_kv(kernel_size=7)`.
+
+    Args:
+        name: registry name.
+        changed: the parameters that are not at their defaults.
+    """
+    return f"{name}({list_parameters(changed)})" if changed else name
+
+
+def list_parameters(parameters: Mapping[str, Any]) -> str:
+    """Parameters as people read them: `epsilon=0.1, n_future_tokens=64`."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
 
 
 def group_query_heads(tensor: Tensor, num_kv_heads: int, dim: int) -> Tensor:

@@ -18,6 +18,7 @@ from tangram.cli.calibrate import _serve_command, _summary, parser
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.plan.models import bundled_model, tokenizer_arguments
 from tangram.profile import Profile
+from tangram.scorers import get_scorer
 from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
 
@@ -99,6 +100,11 @@ def test_texts_of_the_users_own(tmp_path):
         (["--page-group-size", "3"], ["--page-group-size is 3"]),
         (["--page-group-size", "0"], ["--page-group-size is 0"]),
         (["--scorer", "h2o"], ["h2o", "key_diff"]),
+        (["--compression-scorer-parameters", "{"], ["--compression-scorer-parameters", "JSON"]),
+        (
+            ["--scorer", "snap_kv", "--compression-scorer-parameters", '{"kernel_size": 4}'],
+            ["--compression-scorer-parameters: snap_kv: kernel_size is 4"],
+        ),
         (["--scorer", "tova", "--compression-window-size", "0"], ["--compression-window-size"]),
         (["--measure-ratios", "0.05"], ["--compression-ratio 0.05", "0.0625"]),
         (["--engine-args", "{"], ["--engine-args", "JSON"]),
@@ -253,6 +259,57 @@ def test_the_command_that_serves_names_what_is_not_by_default(tmp_path, capsys):
     plain = prepared(tmp_path, "--samples", "4", "--max-tokens", "600")
     assert _serve_command(plain, "org/m")[2:5:2] == ["org/m", str(plain.out)]
     assert _serve_command(plain, "recall")[2:] == ["--compression-profile", str(plain.out)]
+
+
+SEVEN = ("--compression-scorer-parameters", '{"kernel_size": 7}')
+
+
+def test_the_scorers_parameters_reach_the_readings_and_the_command_that_serves(
+    tmp_path, monkeypatch
+):
+    few = ("--samples", "4", "--max-tokens", "600", "--scorer", "snap_kv")
+    plan = prepared(tmp_path, *few, *SEVEN)
+    assert plan.options.scorer == get_scorer("snap_kv", kernel_size=7)
+    assert _serve_command(plan, "recall")[4:] == ["--compression-scorer", "snap_kv", *SEVEN]
+    plain = prepared(tmp_path, *few, "--compression-scorer-parameters", "{}")
+    assert _serve_command(plain, "recall")[4:] == ["--compression-scorer", "snap_kv"]
+    told = {}
+
+    def record_profile(*args, **options):
+        told.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "record_profile", record_profile)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.calibrate(plan, lambda done: None, lambda line: None)
+    assert (told["scorer_name"], told["scorer_parameters"]) == ("snap_kv", {"kernel_size": 7})
+
+
+def test_the_readings_are_with_the_scorers_parameters(monkeypatch):
+    class Engine:
+        def __init__(self, *args, **options): ...
+
+        def facts(self):
+            identity = SimpleNamespace(to_dict=dict)
+            return SimpleNamespace(
+                identity=identity, softmax_scale=1.0, output_projections=(), rope_frequencies=None
+            )
+
+        def close(self): ...
+
+    made = []
+
+    def recorder(identity, scorer, **sizes):
+        made.append(scorer)
+        raise KeyboardInterrupt
+
+    capture = SimpleNamespace(FullKVEngine=Engine)
+    monkeypatch.setitem(sys.modules, "tangram.engines.capturing", capture)
+    monkeypatch.setattr("tangram.calibrate.StatisticsRecorder", recorder)
+    seven = {"scorer_name": "snap_kv", "scorer_parameters": {"kernel_size": 7}}
+    with pytest.raises(KeyboardInterrupt):
+        record_profile("m", [[1] * 9], **seven, description="")
+    assert made == [get_scorer("snap_kv", kernel_size=7)]
 
 
 def test_a_scorer_that_needs_rope_is_refused_before_a_sample_is_read(monkeypatch):

@@ -152,6 +152,20 @@ def test_a_servers_metrics_are_told():
     assert refused.warning and refused.found == "4 for max_num_queued_reqs"
 
 
+def test_a_servers_parameters_of_the_scorer_are_told():
+    layouts = {
+        parameters: only(
+            SERVED.replace(
+                'scorer="snap_kv"', f'scorer="snap_kv",scorer_parameters="{parameters}"'
+            ),
+            "engine 0: layout",
+        ).found
+        for parameters in ("kernel_size=7", "")
+    }
+    assert "scorer snap_kv(kernel_size=7), level" in layouts["kernel_size=7"]
+    assert "scorer snap_kv, level" in layouts[""]
+
+
 @pytest.mark.parametrize(("off", "is_warning"), [("0.50", False), ("1.21", True)])
 def test_drift_beyond_the_limit_is_a_warning_with_a_remedy(off, is_warning):
     finding = only(SERVED + DRIFT.replace("OFF", off), "engine 0: drift")

@@ -17,6 +17,7 @@ SMALL = (
     "recall", "--context-tokens", "300", "--conversations", "2", "--questions", "2",
     "--profile", "none",
 )  # fmt: skip
+PARAMETERS = "--compression-scorer-parameters"
 
 
 class Lookup:
@@ -207,6 +208,40 @@ def test_other_statistics_of_the_scorer_are_another_cell(shelf, tmp_path):
     assert played == [2, 2, 3, 3, 3]  # full KV once, then each that the scorer sees as new
 
 
+def test_other_parameters_of_the_scorer_are_another_cell(shelf, tmp_path, capsys):
+    out = tmp_path / "cells.jsonl"
+    argv = ["evaluate", *SMALL, "--ratios", "0.5", "--scorers", "snap_kv", "--out", str(out)]
+    played = []
+    for given in (None, "{}", '{"kernel_size": 5}', '{"kernel_size": 7}',
+                  '{"SnapKV": {"kernel_size": 7}}', '{"snap_kv": {}}'):  # fmt: skip
+        parameters = () if given is None else ("--compression-scorer-parameters", given)
+        assert cli.main([*argv, *parameters]) == 0
+        played.append(len(shelf))
+    assert played == [2, 2, 2, 3, 3, 3]  # full KV once, then the defaults and the others
+    assert shelf[2][0].options.compression_scorer_parameters == {"kernel_size": 7}
+    assert [cell.get("scorer_parameters") for cell in lines(out)] == [
+        None,
+        None,
+        {"kernel_size": 7},
+    ]
+    assert capsys.readouterr().out.count("snap_kv(kernel_size=7)") == 2
+
+
+def test_cells_of_default_parameters_are_those_of_earlier_files():
+    (full, plain) = (s.to_json() for s in settings(scorers=["snap_kv"]))
+    assert "scorer_parameters" not in {**full, **plain}
+
+
+def test_of_several_scorers_parameters_are_given_by_name():
+    argv = [*SMALL, "--scorers", "snap_kv,tova", "--ratios", "0.5"]
+    argv += ["--compression-scorer-parameters", '{"snap-kv": {"kernel_size": 7}}']
+    _, *found = evaluate.prepare(parser().parse_args(argv), argv).settings
+    assert [s.plan.scorer_parameters for s in found] == [{"kernel_size": 7}, {}]
+    assert [s.title for s in found] == [
+        "snap_kv(kernel_size=7), uniform, ratio 0.5", "tova, uniform, ratio 0.5"
+    ]  # fmt: skip
+
+
 def test_what_was_played_before_an_engine_failed_is_kept(shelf, tmp_path, monkeypatch):
     out = tmp_path / "cells.jsonl"
     make_engine = evaluate.make_engine
@@ -265,6 +300,11 @@ def test_drawing_from_a_file(shelf, tmp_path, capsys):
         (["--levels", "uniform,error"], "level error"),
         (["--levels", "best"], "--compression-level is 'best'"),
         (["--scorers", "key_diff,magic"], "unknown --compression-scorer 'magic'"),
+        ([PARAMETERS, "7"], "--compression-scorer-parameters is '7': give a JSON object"),
+        ([PARAMETERS, '{"size": 7}'], "key_diff has no parameter size: it takes none"),
+        ([PARAMETERS, '{"size": 7}', "--scorers", "snap_kv,tova"], "give them by name"),
+        ([PARAMETERS, '{"tova": {}, "snap_kv": {}}'], "has some of snap_kv, tova, which"),
+        ([PARAMETERS, '{"magic": {}}'], "unknown --compression-scorer 'magic'"),
         (["--scorers", "expected_attention"], "scorer expected_attention"),
         (["--chunk-sizes", "100"], "--compression-chunk-size is 100"),
         (["--page-group-sizes", "3"], "--page-group-size is 3"),

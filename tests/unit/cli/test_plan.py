@@ -77,6 +77,17 @@ def test_a_ring_of_queries_is_counted(llama, tmp_path):
     assert result["requests"][0]["compressed_bytes"] == 9 * 8 * MIB
 
 
+def test_parameters_of_the_scorer_are_shown(llama, tmp_path, capsys):
+    snap_kv = ("--compression-scorer", "snap_kv")
+    seven = ("--compression-scorer-parameters", '{"kernel_size": 7}')
+    result = plan_json(llama, tmp_path, *snap_kv, *seven)
+    assert (result["scorer"], result["scorer_parameters"]) == ("snap_kv", {"kernel_size": 7})
+    assert "scorer snap_kv(kernel_size=7), 4 heads a page" in capsys.readouterr().out
+    plain = plan_json(llama, tmp_path, *snap_kv)
+    assert plain["layout"] == result["layout"] and plain["scorer_parameters"] == {}
+    assert "scorer snap_kv, 4 heads a page" in capsys.readouterr().out
+
+
 def test_the_flags_and_the_dtype_reach_the_plan(llama, tmp_path):
     result = plan_json(
         llama,
@@ -284,6 +295,7 @@ def test_a_window_that_is_not_used_is_no_hindrance(write_config, changes):
         (["--gpu-memory", "16", "--compression-ratio", "1.5"], "--compression-ratio"),
         (["--gpu-memory", "16", "--page-group-size", "3"], "--page-group-size"),
         (["--gpu-memory", "16", "--compression-scorer", "none"], "--compression-scorer"),
+        (["--gpu-memory", "16", "--compression-scorer-parameters", "[7]"], "a JSON object"),
         (["--gpu-memory", "16", "--compression-level", "mass"], "--compression-profile"),
         (["--gpu-memory", "0.001"], "--gpu-memory"),
         (["--gpu-memory", "0"], "--gpu-memory"),

@@ -9,9 +9,10 @@ import pytest
 from tangram import cli, installed
 from tangram.cli import serve
 from tangram.cli.serve import serve_arguments
-from tangram.errors import ConfigurationError, ScorerError
+from tangram.errors import ConfigurationError, ProfileMismatchError, ScorerError
 from tangram.plan import models
 from tangram.plan.models import bundled_profile_options
+from tangram.profile import ModelIdentity, Profile
 from tangram.serving import launch
 
 RECALL = "/models/recall"
@@ -134,6 +135,8 @@ def test_the_process_becomes_vllm(monkeypatch, tmp_path, model):
         (["--compression-ratio", "0.01"], "--compression-ratio 0.01 is too low"),
         (["--compression-profile", "none", "--compression-level", "mass"], "needs statistics"),
         (["--compression-scorer", "snap_kv", "--compression-window-size", "0"], "of at least 1"),
+        (["--compression-scorer-parameters", "kernel_size=7"], "give a JSON object"),
+        (['--compression_scorer_parameters={"kernel_size": 7}'], "key_diff has no parameter ker"),
     ],
 )
 def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arguments, said):
@@ -155,6 +158,19 @@ def test_a_scorer_without_its_window_is_told_of_a_model_by_name_too():
     given = ["org/model", "--compression-scorer", "snap_kv", "--compression-window-size", "0"]
     with pytest.raises(ScorerError, match="--compression-window-size of at least 1"):
         serve.check_options(serve_arguments(given))
+
+
+def test_a_profile_of_other_parameters_is_told_of_a_model_by_name_too(tmp_path):
+    seven = {"scorer_name": "snap_kv", "scorer_parameters": {"kernel_size": 7}}
+    sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    model = ModelIdentity("M", 2, 2, 4, 16, 64, 100)
+    Profile(model=model, **seven, **sizes).save(tmp_path / "p.profile")
+    given = ["org/m", "--compression-scorer", "snap_kv", "--compression-profile"]
+    given.append(str(tmp_path / "p.profile"))
+    with pytest.raises(ProfileMismatchError, match=r"server has snap_kv\(kernel_size=5\)"):
+        serve.check_options(serve_arguments(given))
+    seven = ["--compression-scorer-parameters", '{"kernel_size": 7}']
+    serve.check_options(serve_arguments([*given, *seven]))
 
 
 @pytest.mark.parametrize(
@@ -226,8 +242,6 @@ def test_without_a_profile_the_bundled_model_has_no_options(monkeypatch, tmp_pat
 
 
 def test_a_profile_brings_its_scorer(monkeypatch, tmp_path):
-    from tangram.profile import ModelIdentity, Profile
-
     identity = ModelIdentity("M", 2, 2, 4, 16, 64, 100)
     geometry = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
     profile = Profile(model=identity, scorer_name="tova", **geometry)

@@ -190,6 +190,12 @@ def test_several_scorers_stand_beside_each_other(tmp_path, monkeypatch):
     }
 
 
+def test_other_parameters_of_a_scorer_have_a_panel_of_their_own(tmp_path, monkeypatch):
+    cells = [cell(scorer="snap_kv"), cell(scorer="snap_kv", scorer_parameters={"kernel_size": 7})]
+    found = drawn_points(tmp_path, cells, monkeypatch)
+    assert [title.split("\n")[0] for title in found] == ["snap_kv", "snap_kv(kernel_size=7)"]
+
+
 def test_panels_of_one_scorer_are_wrapped(tmp_path, monkeypatch):
     found = drawn_points(tmp_path, [cell(f"task {n}") for n in range(6)], monkeypatch)
     assert [place[:2] for place in found.values()] == [(0, n) for n in range(4)] + [(1, 0), (1, 1)]

@@ -1,10 +1,22 @@
-"""How many heads share a budget where nobody says so."""
+"""The plan: how many heads share a budget where nobody says so, and the scorer's parameters."""
+
+import json
 
 import pytest
 
-from tangram.errors import ConfigurationError
-from tangram.plan.compression_plan import group_size
+from tangram.errors import ConfigurationError, ProfileMismatchError
+from tangram.plan.cached import cached_profile
+from tangram.plan.compression_plan import CompressionPlan, group_size, make_plan
 from tangram.plan.options import CompressionOptions
+from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import get_scorer
+
+MODEL = ModelIdentity("Sample", 2, 4, 8, 64, 512, 100)
+
+
+def options(parameters=None, **more):
+    given = {"compression_scorer": "snap_kv", "compression_scorer_parameters": parameters}
+    return CompressionOptions.from_mapping(given | more)
 
 
 @pytest.mark.parametrize(
@@ -18,3 +30,49 @@ def test_the_size_that_is_asked_for_divides_the_heads():
     assert group_size(CompressionOptions(page_group_size=4), 4) == 4
     with pytest.raises(ConfigurationError, match="1, 2, 4"):
         group_size(CompressionOptions(page_group_size=3), 4)
+
+
+def test_the_plan_has_the_scorers_parameters():
+    plan = make_plan(options({"kernel_size": 7}), MODEL, itemsize_bytes=2)
+    assert plan.scorer == get_scorer("snap_kv", kernel_size=7)
+    assert plan.scorer_title == "snap_kv(kernel_size=7)"
+    again = CompressionPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan and again.scorer == plan.scorer
+
+
+def test_parameters_at_their_defaults_are_no_other_plan():
+    plan, same = (make_plan(options(p), MODEL, 2) for p in (None, {"kernel_size": 5}))
+    other = make_plan(options({"kernel_size": 7}), MODEL, itemsize_bytes=2)
+    assert plan == same and plan.scorer_title == "snap_kv"
+    assert other != plan and other.geometry.digest == plan.geometry.digest
+
+
+def test_a_plan_from_before_there_were_parameters_is_read():
+    plan = make_plan(options(), MODEL, itemsize_bytes=2)
+    plain = plan.to_json()
+    del plain["scorer_parameters"]
+    assert CompressionPlan.from_json(plain) == plan
+
+
+def test_a_profile_of_other_parameters_is_refused(tmp_path):
+    path = str(tmp_path / "p.profile")
+    sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    seven = get_scorer("snap_kv", kernel_size=7).parameters()
+    Profile(model=MODEL, scorer_name="snap_kv", scorer_parameters=seven, **sizes).save(path)
+    served = {"compression_profile": path, "compression_level": "uniform"}
+    assert make_plan(options({"kernel_size": 7}, **served), MODEL, 2).profile_path == path
+    for other, has in ((None, 5), ({"kernel_size": 3}, 3)):
+        with pytest.raises(ProfileMismatchError) as error:
+            make_plan(options(other, **served), MODEL, 2)
+        for words in (
+            "the profile has snap_kv(kernel_size=7)", f"the server has snap_kv(kernel_size={has})",
+            """--compression-scorer-parameters '{"kernel_size": 7}'""",
+        ):  # fmt: skip
+            assert words in str(error.value)
+
+
+def test_the_cached_profile_is_that_of_the_parameters(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(16))
+    given = (None, {"kernel_size": 5}, {"kernel_size": 7})
+    none, same, other = (cached_profile(options(p), str(tmp_path), MODEL) for p in given)
+    assert none == same != other

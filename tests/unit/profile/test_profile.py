@@ -189,6 +189,7 @@ def test_check_accepts_its_own_model_and_scorer(make_profile):
         ({"config_sha256": "cd" * 32}, "keydiff", {}, r"config abab.*server has.*config cdcd"),
         ({}, "snapkv", {"a": 1, "b": [1.5, None]}, r"profile has keydiff\(.*server has snapkv\("),
         ({}, "keydiff", {"a": 2}, r"profile has keydiff\(a=1, b=.*server has keydiff\(a=2\)"),
+        ({}, "keydiff", {}, r"of other parameters.*-scorer-parameters '{.a.: 1, .b"),
     ],
 )
 def test_check_names_both_sides_and_the_remedy(make_profile, model, scorer, parameters, message):

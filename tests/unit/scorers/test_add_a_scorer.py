@@ -7,19 +7,9 @@ import pytest
 
 from tangram.errors import ScorerError
 from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
-from tests.page_scorer import PAGE, blocks, install
+from tests.page_scorer import PAGE, blocks
 
 DOCS = PAGE.parent
-
-
-@pytest.fixture
-def my_scorers(tmp_path, monkeypatch):
-    """The page's package, installed."""
-    module = install(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield module
-    for loaded in [m for m in sys.modules if m.split(".")[0] == module.split(".")[0]]:
-        del sys.modules[loaded]
 
 
 def test_the_page_has_a_class_a_test_and_an_entry_point():

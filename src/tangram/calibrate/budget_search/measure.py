@@ -91,6 +91,7 @@ def measure_budgets(
                 "compression_window_size": _either(window_size_tokens, profile.window_size_tokens),
                 "compression_n_sink_tokens": _either(n_sink_tokens, profile.n_sink_tokens),
                 "compression_scorer": profile.scorer_name,
+                "compression_scorer_parameters": profile.scorer_parameters,
             }
         )
         for ratio in sorted(set(ratios), reverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def record_profile(
     *,
     later: Sequence[Sequence[int]] | None = None,
     scorer_name: str,
+    scorer_parameters: Mapping[str, Any] | None = None,
     chunk_size_tokens: int = 256,
     window_size_tokens: int = 32,
     n_sink_tokens: int = 4,
@@ -45,6 +46,7 @@ def record_profile(
         later: for each sample the positions of the queries that generate later answers, rising;
             they weigh half of a sample's curves. None: all queries weigh the same.
         scorer_name: whose rows the statistics are about.
+        scorer_parameters: of its parameters those that are not to have their defaults.
         chunk_size_tokens: C; other sizes can be asked of the profile later.
         window_size_tokens: W.
         n_sink_tokens: S.
@@ -60,7 +62,7 @@ def record_profile(
 
     Raises:
         ConfigurationError: no samples.
-        ScorerError: an unknown scorer.
+        ScorerError: an unknown scorer or parameter, or a bad value.
         ProfileError: no sample is longer than a chunk, or `partial` cannot be written.
         UnsupportedError: a model that cannot be looked into, or not as the scorer needs it.
     """
@@ -70,7 +72,7 @@ def record_profile(
 
     if not samples:
         raise ConfigurationError("there are no samples to calibrate on: give at least one text")
-    scorer = get_scorer(scorer_name)
+    scorer = get_scorer(scorer_name, **(scorer_parameters or {}))
     reader = FullKVEngine(model, max(map(len, samples)), **engine)
     texts = list(zip(samples, later or [()] * len(samples), strict=True))
     try:

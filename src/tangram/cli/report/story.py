@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         "heads": {"layers": profile.model.num_layers, "kv_heads": profile.model.num_kv_heads},
         "chunk": profile.chunk_size_tokens,
         "page_group_size": settings.page_group_size,
-        "chunk_flags": chunk_flags(profile),
+        "serve_flags": serve_flags(profile),
         "thread_blocks": settings.thread_blocks,
         "itemsize_bytes": settings.itemsize_bytes,
         "steps": STEPS,
@@ -118,8 +120,8 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     return list(entries.items())
 
 
-def chunk_flags(profile: Profile) -> list[str]:
-    """Flags that serve with the profile's chunk, as far as it is not the server's own."""
+def serve_flags(profile: Profile) -> list[str]:
+    """Flags that serve with the profile's scorer and chunk, as far as they are not by default."""
     usual = CompressionOptions()
     asked = {
         "compression_chunk_size": profile.chunk_size_tokens,
@@ -127,7 +129,21 @@ def chunk_flags(profile: Profile) -> list[str]:
         "compression_n_sink_tokens": profile.n_sink_tokens,
     }
     differing = {name: value for name, value in asked.items() if value != getattr(usual, name)}
-    return [f"{flag(name)} {value}" for name, value in differing.items()]
+    flags = [f"{flag(name)} {value}" for name, value in differing.items()]
+    if parameters := _changed_parameters(profile):
+        name = flag("compression_scorer_parameters")
+        flags.insert(0, f"{name} {shlex.quote(json.dumps(parameters))}")
+    return flags
+
+
+def _changed_parameters(profile: Profile) -> dict[str, Any]:
+    """The scorer's parameters that are not at their defaults; all of them where it is not known."""
+    try:
+        defaults = get_scorer(profile.scorer_name).parameters()
+    except ScorerError:
+        defaults = {}
+    given = profile.scorer_parameters
+    return {n: value for n, value in given.items() if n not in defaults or value != defaults[n]}
 
 
 def _start(settings: Settings, found: dict[str, list[Geometry]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tangram.plan.cached import (
     without_profile,
 )
 from tangram.plan.compression_plan import group_size, make_plan
-from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
+from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, flag_value
 from tangram.profile import ModelIdentity
 from tangram.profile.cache import locked
 
@@ -120,6 +120,7 @@ def _arguments(path: Path, options: CompressionOptions, args: EngineArgs) -> lis
         args.model,
         "--out", str(path),
         "--compression-scorer", options.compression_scorer,
+        "--compression-scorer-parameters", flag_value(options.compression_scorer_parameters or {}),
         "--compression-chunk-size", str(options.compression_chunk_size),
         "--compression-window-size", str(options.compression_window_size),
         "--compression-n-sink-tokens", str(options.compression_n_sink_tokens),

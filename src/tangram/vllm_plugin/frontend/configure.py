@@ -115,7 +115,7 @@ def _announce(options: CompressionOptions, plan: CompressionPlan, max_model_len:
         "%d heads a page, sealed block %d KiB, recent block %d tokens, layout %s",
         options.compression_ratio,
         plan.level,
-        plan.scorer_name,
+        plan.scorer_title,
         geometry.chunk_size_tokens,
         geometry.window_size_tokens,
         geometry.page_group_size,

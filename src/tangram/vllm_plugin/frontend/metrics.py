@@ -17,6 +17,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase, StatLoggerManager
 
 from tangram.geometry import BlockCount
 from tangram.plan.compression_plan import CompressionPlan, plan_of
+from tangram.scorers import list_parameters
 from tangram.vllm_plugin.compat.override import override
 from tangram.vllm_plugin.core.counts import CacheCounts, take_counts
 
@@ -24,7 +25,7 @@ logger = logging.getLogger("vllm.tangram")
 
 PREFIX = "tangram:"
 ENGINE_LABELS = ("model_name", "engine")
-LAYOUT_LABELS = ("layout", "scorer", "level", "ratio", "chunk_size")
+LAYOUT_LABELS = ("layout", "scorer", "level", "ratio", "chunk_size", "scorer_parameters")
 DRIFT = {
     "deviation": "How far heads' shares are off calibration's samples, in their deviations.",
     "limit": "Deviation beyond which calibration does not cover the traffic.",
@@ -148,8 +149,9 @@ class EngineMetrics:
         self._chunks_sealed = families.chunks_sealed.labels(*labels)
         families.block_bytes.labels(*labels).set(g.block_bytes)
         families.layout_info.labels(
-            *labels, g.digest, plan.scorer_name, plan.level, plan.ratio, g.chunk_size_tokens
-        ).set(1)
+            *labels, g.digest, plan.scorer_name, plan.level, plan.ratio, g.chunk_size_tokens,
+            list_parameters(plan.scorer_parameters),
+        ).set(1)  # fmt: skip
         self._drift = {field: gauge.labels(*labels) for field, gauge in families.drift.items()}
         sampled = families.drift_sampled_chunks
         self._drift_sampled = sampled and sampled.labels(*labels)

@@ -111,12 +111,27 @@ def test_the_query_ring_of_the_scorer_is_counted(make_profile):
 
 
 def test_a_chunk_unlike_the_servers_is_part_of_the_command(make_profile):
-    assert tell(make_profile())["chunk_flags"] == []
+    assert tell(make_profile())["serve_flags"] == []
     data = tell(make_profile(chunk_size_tokens=512, n_sink_tokens=8))
-    assert data["chunk_flags"] == [
+    assert data["serve_flags"] == [
         "--compression-chunk-size 512",
         "--compression-n-sink-tokens 8",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "parameters", "flags"),
+    [
+        ("snap_kv", {"kernel_size": 5}, []),
+        ("snap_kv", {"kernel_size": 7}, ["--compression-scorer-parameters '{\"kernel_size\": 7}'"]),
+        ("of_others", {"a": 1}, ["--compression-scorer-parameters '{\"a\": 1}'"]),
+    ],
+)
+def test_parameters_that_are_not_by_default_are_part_of_the_command(
+    make_profile, scorer, parameters, flags
+):
+    profile = make_profile(scorer_name=scorer, scorer_parameters=parameters)
+    assert tell(profile)["serve_flags"] == flags
 
 
 def test_facts_count_the_kinds_of_samples(make_profile):

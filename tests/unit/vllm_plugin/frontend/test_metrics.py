@@ -66,7 +66,20 @@ def test_counts_become_metrics_of_their_engine():
 def test_the_layout_is_told_by_labels():
     CompressionLogger(config(), [0])
     labels = {"scorer": PLAN.scorer_name, "level": "uniform", "ratio": "0.25", "chunk_size": "64"}
+    labels["scorer_parameters"] = ""
     assert value("layout_info", layout=PLAN.geometry.digest, **labels) == 1
+
+
+def test_parameters_of_the_scorer_are_a_label():
+    made = config()
+    parameters = {"n_future_tokens": 64, "epsilon": 0.5}
+    plan = made.additional_config["tangram"]["plan"]
+    plan |= {"scorer_name": "expected_attention", "scorer_parameters": parameters}
+    CompressionLogger(made, [0])
+    labels = {"level": "uniform", "ratio": "0.25", "chunk_size": "64"}
+    labels |= {"layout": PLAN.geometry.digest, "scorer": "expected_attention"}
+    listed = "epsilon=0.5, n_future_tokens=64"
+    assert value("layout_info", scorer_parameters=listed, **labels) == 1
 
 
 def test_drift_has_metrics_only_where_it_is_sampled():

@@ -62,7 +62,7 @@ const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replac
 function command() {
   const words = ["tangram serve MODEL", `--compression-profile ${quoted(DATA.profile.path)}`, `--compression-scorer ${quoted(DATA.profile.scorer)}`, `--compression-level ${state.level}`, `--compression-ratio ${ratioNow()}`, `--page-group-size ${DATA.page_group_size}`];
   // One span each, so that a line breaks between options only.
-  const spans = [...words, ...DATA.chunk_flags].flatMap((word) => [make("span", {}, word), " "]);
+  const spans = [...words, ...DATA.serve_flags].flatMap((word) => [make("span", {}, word), " "]);
   document.getElementById("command").replaceChildren(...spans.slice(0, -1));
 }
 
