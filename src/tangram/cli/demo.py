@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tangram.arguments import check_output, count
+from tangram.children import ended_by_sigterm
 from tangram.cli.demo_report import print_report, report, server_figures
 from tangram.conversations import TURN_TOKENS, Conversation, make_conversation
 from tangram.errors import ConfigurationError
@@ -77,13 +76,13 @@ def run(argv: Sequence[str]) -> int:
     demo = prepare(args)
     names = [COMPRESSED] if args.skip_stock else [STOCK, COMPRESSED]
     logs = Path(tempfile.mkdtemp(prefix="tangram-demo-"))
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         try:
             servers = {name: _play_against(name, demo, logs, console) for name in names}
         except ServerError as error:
             console.print(f"tangram: {error}", style="red", markup=False, highlight=False)
             return 1
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             shutil.rmtree(logs)
             raise
     result = report(demo.plan, servers, args, argv)
@@ -218,20 +217,6 @@ def _play_against(name: str, demo: Demo, logs: Path, console: Console) -> dict[s
             memory_bytes=demo.kv_cache_memory_bytes,
             compressed=name == COMPRESSED,
         )
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the servers as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def parser() -> argparse.ArgumentParser:

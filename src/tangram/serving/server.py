@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -15,13 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tangram.children import complaint
 from tangram.installed import vllm_command
 
 HOST = "127.0.0.1"
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.2
-_ERROR = re.compile(r"(^|\] ?)[\w.]*(Error|Exception|Interrupt)(: |$)")
-_ERROR_CHARACTERS = 500
 # A proxy of the environment is not to come between this process and its own child.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -120,10 +118,10 @@ class Server:
 
     def _log_tail(self, lines: int = 25) -> str:
         """The first error and the end of the log: a worker's error is far above its parents'."""
-        printed = self.log_text().splitlines()
-        error = next((line for line in printed if _ERROR.search(line)), None)
-        found = f"the first error is\n{error[:_ERROR_CHARACTERS]}\n" if error else ""
-        return f"{found}the end of {self.log} is\n" + "\n".join(printed[-lines:])
+        text = self.log_text()
+        error = complaint(text)
+        found = f"the first error is\n{error}\n" if error else ""
+        return f"{found}the end of {self.log} is\n" + "\n".join(text.splitlines()[-lines:])
 
     def stop(self) -> None:
         """End the process and all its children; asking twice does no harm."""

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
 
+from tangram.children import complaint, ended_by_sigterm
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.plan.cached import (
     cached_profile,
@@ -140,7 +137,7 @@ def _calibrate(path: Path, arguments: list[str], model: str) -> None:
     )
     begun = time.monotonic()
     command = [sys.executable, "-m", "tangram", "calibrate", *arguments]
-    with log.open("w") as output, _ended_by_sigterm():
+    with log.open("w") as output, ended_by_sigterm():
         process: Any = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             code = process.wait()
@@ -149,33 +146,10 @@ def _calibrate(path: Path, arguments: list[str], model: str) -> None:
                 process.terminate()
                 process.wait()
     if code != 0 or not path.is_file():
+        said = complaint(log.read_text(errors="replace")) or "it named no error"
         raise ConfigurationError(
-            f"calibrating a profile of {model} failed (exit code {code}): {_reason(log)} (its log: "
+            f"calibrating a profile of {model} failed (exit code {code}): {said} (its log: "
             f"{log}). {_REMEDIES.format(model=model)}"
         )
     logger.info("calibrated in %.0f s: %s", time.monotonic() - begun, path)
     log.unlink(missing_ok=True)
-
-
-def _reason(log: Path) -> str:
-    """The command's own complaint, or the last thing that was said."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("tangram: ")]
-    return (own or lines or ["it said nothing"])[-1].removeprefix("tangram: ")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is waited for too; only a main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
