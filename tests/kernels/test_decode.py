@@ -271,7 +271,7 @@ def test_offsets_beyond_32_bits():
     case = make_case(
         geometry, [9000, 4000], device="cuda", dtype=torch.bfloat16, spare_blocks=spare
     )
-    for table in (case.inputs[2], case.inputs[4]):
+    for table in (case.inputs[1].sealed_table, case.inputs[1].recent_table):
         assert int(table.max()) * elements > 2**31
     check(case)
 
