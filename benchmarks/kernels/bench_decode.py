@@ -1,14 +1,13 @@
-"""Ragged decode attention against FlashAttention 3, on the budgets of real heads.
+"""Ragged decode attention against FlashAttention 3, on drawn lengths and the budgets of real heads.
 
     python -m benchmarks.kernels.bench_decode --retention FILE --out decode.jsonl
 
 Each case is a whole stack of layers in one CUDA graph, every layer with memory of its own, so that
 the L2 cache helps nobody. The result is checked against the reference first. FlashAttention 3 (that
-of vLLM, where it is installed) runs in the same process, both on uniform lengths of the same bytes
-and on every head's rows as a sequence of its own; its better number of splits counts. So does the
-better of two cuts of our own kernel without the split map, every head into as many parts. Bytes are
-those of the rows that queries see. `--sweep` tries configurations on the first model and goes on
-with the fastest.
+of vLLM, where it is installed) runs in the same process, on every request's mean rows a head, which
+are the same lengths' pattern and the same bytes, and on every head's rows as a sequence of its own;
+its better number of splits counts. Bytes are those of the rows that queries see. `--sweep` tries
+configurations and goes on with the fastest.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,19 +26,64 @@ from torch import Tensor
 from benchmarks.kernels import common
 from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry
 from tangram.geometry import Geometry
-from tangram.kernels.cache_view import CacheView  # noqa: E402
-from tangram.kernels.decode import (
-    THREAD_BLOCKS_PER_SM,
-    DecodeTables,
-    DecodeWorkspace,
-    SplitMap,
-    make_split_map,
-    reference,
+from tangram.kernels.cache_view import CacheView
+from tangram.kernels.decode import PROGRAMS_PER_SM, DecodeTable, DecodeWorkspace, reference
+from tangram.kernels.decode.kernel import (
+    LaunchConfig,
+    decode_attention,
+    launch_config,
+    schedule,
 )
-from tangram.kernels.decode.kernel import LaunchConfig, decode_attention, launch_config
 from tests.kernels.inputs import TOLERANCE, Pool, make_stack, relative_error
 
-LOADS = ((4, 32768), (16, 32768), (64, 8192))
+
+class Drawn(NamedTuple):
+    """Log-normal lengths, drawn again where they leave their bounds."""
+
+    count: int
+    median: int
+    sigma: float
+    least: int
+    most: int
+
+    def draw(self, source: random.Random) -> list[int]:
+        """Lengths in tokens."""
+        lengths: list[int] = []
+        while len(lengths) < self.count:
+            length = round(source.lognormvariate(math.log(self.median), self.sigma))
+            if self.least <= length <= self.most:
+                lengths.append(length)
+        return lengths
+
+
+def equal(count: int, context_tokens: int) -> Drawn:
+    """Half a chunk more, so that there are as many raw tokens as on average."""
+    length = context_tokens + 128
+    return Drawn(count, length, 0.0, length, length)
+
+
+def mid(count: int) -> Drawn:
+    """Long conversations."""
+    return Drawn(count, 46_000, 0.45, 20_000, 100_000)
+
+
+def short(count: int) -> Drawn:
+    """Short ones."""
+    return Drawn(count, 6_500, 0.6, 1_500, 20_000)
+
+
+LOADS = {
+    "mid-48": (mid(48),),
+    "short-48": (short(48),),
+    "short-113": (short(113),),
+    "short-160": (short(160),),
+    "4x100K-60x4K": (equal(4, 100_000), Drawn(60, 4_000, 0.5, 1_000, 12_000)),
+    "1x128K-31x2K": (equal(1, 131_072), Drawn(31, 2_000, 0.5, 600, 6_000)),
+    "16x32K": (equal(16, 32_768),),
+    "100x8K": (equal(100, 8_192),),
+    "4x32K": (equal(4, 32_768),),
+}
+"""Batches by name, the uneven ones first."""
 FA3_SPLITS = (0, 32)  # its own choice, and vLLM's bound under CUDA graphs
 SWEEP = [
     (heads, LaunchConfig(tile, warps, stages))
@@ -50,18 +95,19 @@ SWEEP = [
 ]  # fmt: skip
 
 
+def draw(load: str, seed: int) -> tuple[int, ...]:
+    """The lengths of a batch, the same for the same seed."""
+    source = random.Random(seed)
+    return tuple(length for part in LOADS[load] for length in part.draw(source))
+
+
 class Case(NamedTuple):
     """What is attended to."""
 
     model: str
     budgets: str
-    batch_size: int
-    context_tokens: int
-
-    @property
-    def seq_len(self) -> int:
-        """Half a chunk more, so that there are as many raw tokens as on average."""
-        return self.context_tokens + 128
+    load: str
+    lengths: tuple[int, ...]
 
 
 def head_rows(g: Geometry, layer: int, seq_len: int) -> list[int]:
@@ -70,15 +116,20 @@ def head_rows(g: Geometry, layer: int, seq_len: int) -> list[int]:
     raw = seq_len - g.recent_start(seq_len - 1)
     rows = []
     for group, heads in enumerate(g.head_groups.heads[layer]):
-        sealed = chunks * g.budget_rows(layer, group) - g.first_row(layer, group, 0)
+        sealed = chunks * g.budget_rows(layer, group)
+        sealed -= g.first_row(layer, group, 0) * (chunks > 0)
         rows += [sealed + raw] * len(heads)
     return rows
 
 
+def request_rows(g: Geometry, length: int) -> int:
+    """Rows that the query of a request sees, over all heads and layers."""
+    return sum(sum(head_rows(g, layer, length)) for layer in range(g.num_layers))
+
+
 def kv_bytes(g: Geometry, case: Case) -> int:
     """Bytes of all rows that a step sees, in all layers."""
-    rows = sum(sum(head_rows(g, layer, case.seq_len)) for layer in range(g.num_layers))
-    return rows * case.batch_size * g.row_bytes
+    return sum(request_rows(g, length) for length in case.lengths) * g.row_bytes
 
 
 class Ours:
@@ -86,39 +137,23 @@ class Ours:
 
     def __init__(self, g: Geometry, case: Case, buffer: Tensor):
         self.case, self.geometry = case, g
-        self.stack = make_stack(g, [case.seq_len] * case.batch_size, buffer)
-        shape = (case.batch_size, g.num_query_heads, g.head_size)
+        self.stack = make_stack(g, case.lengths, buffer)
+        shape = (len(case.lengths), g.num_query_heads, g.head_size)
         self.query = torch.randn(shape, device="cuda").to(buffer.dtype)
         self.out = torch.full_like(self.query, torch.nan)
-        self.seq_lens = torch.full((case.batch_size,), case.seq_len, dtype=torch.int32).cuda()
-        self.query_start = torch.arange(case.batch_size + 1, dtype=torch.int32).cuda()
+        self.seq_lens = torch.tensor(case.lengths, dtype=torch.int32).cuda()
+        self.query_start = torch.arange(len(case.lengths) + 1, dtype=torch.int32).cuda()
         self.scale = g.head_size**-0.5
 
     def prepare(
-        self, config: LaunchConfig | None, blocks_per_sm: float, heads: int | None = None
+        self, config: LaunchConfig | None, programs_per_sm: float, heads: int | None = None
     ) -> None:
         """Make the tables."""
-        g = self.geometry
+        g, self.config = self.geometry, config
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        self.maps = [
-            make_split_map(g, layer, self.case.batch_size, round(blocks_per_sm * sms), heads)
-            for layer in range(g.num_layers)
-        ]
-        self.balances = [split_map.balance() for split_map in self.maps]
-        self.config = config
-        self._cut(self.maps)
-
-    def cut_evenly(self, more: int) -> None:
-        """Tables without the split map: as many parts of every head as there are blocks for.
-
-        Args:
-            more: parts beside those; then some blocks start when others have ended.
-        """
-        self._cut([m.evenly(m.evenly().splits[0] + more) for m in self.maps])
-
-    def _cut(self, maps: Sequence[SplitMap]) -> None:
-        self.tables = [DecodeTables.make(self.geometry, one, "cuda") for one in maps]
-        self.workspace = DecodeWorkspace.allocate(self.tables)
+        self.tables = [DecodeTable.of(g, layer, "cuda", heads) for layer in range(g.num_layers)]
+        programs = round(programs_per_sm * sms)
+        self.workspace = DecodeWorkspace.allocate(self.tables, programs, len(self.case.lengths))
 
     def inputs(self, pool: Pool, requests: slice = slice(None)) -> tuple[Tensor, CacheView]:
         """What the kernel and the reference take."""
@@ -136,28 +171,36 @@ class Ours:
         """One layer's call."""
         decode_attention(
             *self.inputs(self.stack[index]),
-            tables=self.tables[index],
+            table=self.tables[index],
             softmax_scale=self.scale,
             out=self.out,
             workspace=self.workspace,
             config=self.config,
         )
 
+    def schedule(self) -> None:
+        """Sum up the lengths."""
+        _, view = self.inputs(self.stack[0])
+        schedule(view, self.geometry, self.workspace, len(self.case.lengths))
+
     def run(self) -> None:
-        """All layers."""
+        """A step: the lengths once, and all layers."""
+        self.schedule()
         for index in range(len(self.stack)):
             self.layer(index)
 
     def error(self, layer: int) -> float:
-        """Against the reference, for the first and the last request."""
+        """Against the reference, for the longest and the shortest request and the last one."""
         self.out.fill_(torch.nan)
+        self.schedule()
         self.layer(layer)
-        errors = []
-        for requests in (slice(0, 1), slice(self.case.batch_size - 1, None)):
+        errors, lengths = [], self.case.lengths
+        some = {lengths.index(max(lengths)), lengths.index(min(lengths)), len(lengths) - 1}
+        for requests in (slice(index, index + 1) for index in some):
             expected = torch.empty_like(self.out[requests], dtype=torch.float32)
             reference.decode_attention(
                 *self.inputs(self.stack[layer], requests),
-                tables=self.tables[layer],
+                table=self.tables[layer],
                 softmax_scale=self.scale,
                 out=expected,
             )
@@ -231,18 +274,19 @@ class FlashAttention3:
         return run
 
 
-def uniform(g: Geometry, case: Case, buffer: Tensor) -> tuple[FlashAttention3, int]:
-    """FlashAttention 3 on equal lengths, and its bytes."""
-    rows = kv_bytes(g, case) // (g.token_bytes * case.batch_size)
+def equal_heads(g: Geometry, case: Case, buffer: Tensor) -> tuple[FlashAttention3, int]:
+    """FlashAttention 3 on every request's mean rows a head, and its bytes."""
+    heads = g.num_layers * g.num_kv_heads
+    rows = [round(request_rows(g, length) / heads) for length in case.lengths]
 
     def page(layer: int, pages: int) -> tuple[Tensor, ...]:
         shape = (pages, 2, 16, g.num_kv_heads, g.head_size)
         size = pages * 32 * g.num_kv_heads * g.head_size
         return buffer[layer * size : (layer + 1) * size].view(shape).unbind(1)
 
-    lengths = [[rows] * case.batch_size] * g.num_layers
+    lengths = [rows] * g.num_layers
     made = FlashAttention3(lengths, g.num_kv_heads, g.queries_per_kv_head, g.head_size, page)
-    return made, rows * case.batch_size * g.token_bytes
+    return made, sum(rows) * g.token_bytes
 
 
 def ragged(g: Geometry, case: Case, buffer: Tensor) -> FlashAttention3:
@@ -256,7 +300,10 @@ def ragged(g: Geometry, case: Case, buffer: Tensor) -> FlashAttention3:
         part = buffer[used - size : used].view(pages, 16, 1, g.row_elements)
         return part.split(g.head_size, dim=-1)
 
-    lengths = [head_rows(g, layer, case.seq_len) * case.batch_size for layer in range(g.num_layers)]
+    lengths = [
+        [rows for length in case.lengths for rows in head_rows(g, layer, length)]
+        for layer in range(g.num_layers)
+    ]
     return FlashAttention3(lengths, 1, g.queries_per_kv_head, g.head_size, page)
 
 
@@ -270,28 +317,24 @@ def fastest(made: FlashAttention3) -> tuple[common.Timing, int]:
 def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -> dict[str, Any]:
     """One case: the gate, ours, and both yardsticks."""
     ours, size = Ours(g, case, buffer), kv_bytes(g, case)
-    ours.prepare(args.config, args.blocks_per_sm, args.heads_per_program)
+    ours.prepare(args.config, args.programs_per_sm, args.heads_per_program)
     error = max(ours.error(layer) for layer in (0, g.num_layers - 1))
     assert error < TOLERANCE[buffer.dtype], f"{case}: relative error {error}"
     timing = common.time_graph(ours.run, replays=args.replays)
-    even_ms = min(_time_evenly(ours, more, args.replays) for more in (0, 1))
     figures: dict[str, Any] = {
         **case._asdict(),
+        "requests": len(case.lengths),
         "heads_per_program": ours.tables[0].heads_per_program,
         "config": args.config or launch_config(g.row_bytes),
-        "blocks_per_sm": args.blocks_per_sm,
+        "programs_per_sm": args.programs_per_sm,
         "bytes_per_layer": size // g.num_layers,
         "error": error,
-        "balance": max(b.split_map for b in ours.balances),
-        "balance_equal": max(b.equal for b in ours.balances),
         **timing._asdict(),
         "tb_per_s": size / timing.median_ms / 1e9,
-        "even_ms": even_ms,
-        "over_even": even_ms / timing.median_ms,
     }
     if not args.no_flash:
-        equal, equal_bytes = uniform(g, case, buffer)
-        yardsticks = (("uniform", equal, equal_bytes), ("ragged", ragged(g, case, buffer), size))
+        flat, flat_bytes = equal_heads(g, case, buffer)
+        yardsticks = (("equal_heads", flat, flat_bytes), ("ragged", ragged(g, case, buffer), size))
         for name, made, moved in yardsticks:
             timing, splits = fastest(made)
             figures |= {
@@ -299,17 +342,9 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
                 f"fa3_{name}_num_splits": splits,
                 f"fa3_{name}_tb_per_s": moved / timing.median_ms / 1e9,
             }
-        figures["over_fa3_uniform"] = figures["tb_per_s"] / figures["fa3_uniform_tb_per_s"]
+        figures["over_fa3_equal_heads"] = figures["tb_per_s"] / figures["fa3_equal_heads_tb_per_s"]
         figures["over_fa3_ragged"] = figures["tb_per_s"] / figures["fa3_ragged_tb_per_s"]
     return figures
-
-
-def _time_evenly(ours: Ours, more: int, replays: int) -> float:
-    """Median without the split map, in milliseconds."""
-    ours.cut_evenly(more)
-    error = ours.error(0)
-    assert error < TOLERANCE[ours.out.dtype], f"{ours.case}, cut evenly: relative error {error}"
-    return common.time_graph(ours.run, replays=replays).median_ms
 
 
 def sweep(
@@ -318,14 +353,11 @@ def sweep(
     """A line for every configuration, TB/s in every case; gives the best."""
     scores: dict[tuple[int, LaunchConfig, float], float] = {}
     made = {case: Ours(geometries[case[:2]], case, buffer) for case in cases}
-    print(
-        "heads tile warps stages dependent blocks/sm  "
-        + " ".join(f"{c[1][:6]}@{c[2]}" for c in cases)
-    )
-    for (heads, config), blocks_per_sm in itertools.product(SWEEP, args.sweep_blocks):
+    print("heads tile warps stages dependent programs/sm  " + " ".join(c.load for c in cases))
+    for (heads, config), programs_per_sm in itertools.product(SWEEP, args.sweep_programs):
         line = []
         for case, ours in made.items():
-            ours.prepare(config, blocks_per_sm, heads)
+            ours.prepare(config, programs_per_sm, heads)
             try:
                 timing = common.time_graph(ours.run, replays=5, warmup=1)
             except Exception as error:  # a configuration that does not fit
@@ -337,10 +369,10 @@ def sweep(
                 args.out,
                 case._asdict()
                 | config._asdict()
-                | {"heads": heads, "blocks_per_sm": blocks_per_sm, "tb_per_s": line[-1]},
+                | {"heads": heads, "programs_per_sm": programs_per_sm, "tb_per_s": line[-1]},
             )
-        scores[heads, config, blocks_per_sm] = math.prod(line)
-        print(heads, *config, blocks_per_sm, " ", *(f"{x:.3f}" for x in line), flush=True)
+        scores[heads, config, programs_per_sm] = math.prod(line)
+        print(heads, *config, programs_per_sm, " ", *(f"{x:.3f}" for x in line), flush=True)
     best = max(scores, key=lambda key: -math.inf if math.isnan(scores[key]) else scores[key])
     print("best:", best)
     return best
@@ -352,28 +384,33 @@ def main() -> None:
     parser.add_argument("--retention", type=Path, help=".npz of real heads' shares")
     parser.add_argument("--out", type=Path, help="JSON lines are appended to it")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--blocks-per-sm", type=float, default=THREAD_BLOCKS_PER_SM)
+    parser.add_argument("--programs-per-sm", type=float, default=PROGRAMS_PER_SM)
     parser.add_argument("--replays", type=int, default=9)
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3")
     parser.add_argument("--heads-per-program", type=int)
     parser.add_argument("--config", type=int, nargs=3, help="tile rows, warps, stages")
-    parser.add_argument("--loads", nargs="+", default=[f"{b}x{t}" for b, t in LOADS])
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--sweep-blocks", type=float, nargs="+", default=[2, 3, 4, 6])
+    parser.add_argument("--sweep-programs", type=float, nargs="+", default=[2, 3, 4, 6])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.config = LaunchConfig(*args.config) if args.config else None
-    loads = [tuple(map(int, load.split("x"))) for load in args.loads]
+    loads = {
+        name: tuple(
+            length for part in LOADS[name] for length in part.draw(random.Random(args.seed))
+        )
+        for name in args.loads
+    }
 
     geometries = {
         (model, budgets): make_benchmark_geometry(args.retention, model, budgets, seed=args.seed)
-        for model, budgets in itertools.product(args.models, BUDGETS)
+        for model, budgets in itertools.product(args.models, args.budgets)
     }
-    cases = [Case(*key, *load) for key in geometries for load in loads]
+    cases = [Case(*key, *load) for key in geometries for load in loads.items()]
     largest = max(
-        case.batch_size
-        * geometries[case[:2]].blocks_held(case.seq_len, case.seq_len - 1).total
+        sum(geometries[case[:2]].blocks_held(n, n - 1).total for n in case.lengths)
         * geometries[case[:2]].block_bytes
         for case in cases
     )
@@ -384,7 +421,7 @@ def main() -> None:
     print(f"read ceiling {ceiling / 1e12:.3f} TB/s")
     if args.sweep:
         best = sweep(geometries, [c for c in cases if c.model == cases[0].model], buffer, args)
-        args.heads_per_program, args.config, args.blocks_per_sm = best
+        args.heads_per_program, args.config, args.programs_per_sm = best
     origin = common.provenance(args.seed)
     for case in cases:
         figures = measure(geometries[case[:2]], case, buffer, args)
@@ -393,12 +430,9 @@ def main() -> None:
             "over_ceiling": figures["tb_per_s"] * 1e12 / ceiling,
         }
         common.write_line(args.out, origin | figures)
-        kept = (
-            "tb_per_s", "over_fa3_uniform", "over_fa3_ragged", "over_ceiling", "over_even",
-            "balance",
-        )  # fmt: skip
+        kept = ("tb_per_s", "over_fa3_equal_heads", "over_fa3_ragged", "over_ceiling", "median_ms")
         shown = " ".join(f"{name} {figures[name]:.3f}" for name in kept if name in figures)
-        print(*case, f"{figures['bytes_per_layer'] / 1e6:.0f} MB/layer", shown, flush=True)
+        print(*case[:3], f"{figures['bytes_per_layer'] / 1e6:.0f} MB/layer", shown, flush=True)
 
 
 if __name__ == "__main__":

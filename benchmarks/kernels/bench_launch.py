@@ -89,7 +89,7 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     lengths = [1000 + 7 * i for i in range(16)]
     geometry = test_decode.llama_like(layers=1)
     case = test_decode.make_case(
-        geometry, lengths, device="cuda", dtype=torch.bfloat16, thread_blocks=264
+        geometry, lengths, device="cuda", dtype=torch.bfloat16, programs=264
     )
     found: dict[str, Callable[[], object]] = {
         "store": lambda: server.store(0),

@@ -1,6 +1,7 @@
 """Ragged decode attention: the kernel against the reference, wherever the kernel runs."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tangram.geometry import Geometry, HeadGroups
-from tangram.kernels.decode import DecodeTables, DecodeWorkspace, make_split_map, reference
+from tangram.kernels.decode import DecodeTable, DecodeWorkspace, reference
 from tests.kernels.inputs import TOLERANCE, make_geometry, make_pool, relative_error
 
 SCALE = 0.125
@@ -22,8 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from tangram.kernels.decode import kernel
 _decode = kernel._decode.kernel
-sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, TILE=64,
-             FLOAT32=False, DEPENDENT=True)
+sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, SETS=2,
+             SETS_PAD=4, REQUESTS=64, TILE=64, FLOAT32=False, DEPENDENT=True)
 wide = {"query_ptr", "sealed_ptr", "recent_ptr", "out_ptr"}
 types = {"partial_ptr": "*fp32", "lse_ptr": "*fp32", "scale_log2": "fp32"}
 names = _decode.arg_names
@@ -54,10 +55,10 @@ def make_case(
     device,
     dtype=torch.float32,
     layer=0,
-    thread_blocks=24,
+    programs=24,
     heads_per_program=None,
     spare_blocks=3,
-    batch_size=None,
+    max_requests=None,
 ):
     """Everything that a call takes; the workspace and the output are NaN."""
     pool = make_pool(
@@ -73,25 +74,28 @@ def make_case(
     # As a model gives them: queries beside keys and values, outputs in a longer buffer.
     query = pool.random(len(lengths), heads + 4, size)[:, :heads]
     out = query.new_full((len(lengths), heads + 1, size), torch.nan)[:, :heads]
-    batch_size = batch_size or len(lengths)
-    split_map = make_split_map(geometry, layer, batch_size, thread_blocks, heads_per_program)
-    tables = DecodeTables.make(geometry, split_map, device)
-    workspace = DecodeWorkspace.allocate([tables])
+    table = DecodeTable.of(geometry, layer, device, heads_per_program)
+    workspace = DecodeWorkspace.allocate([table], programs, max_requests or len(lengths))
+    workspace.prefix[:, 1:] = -1
+    workspace.cut.fill_(-7)
     workspace.partial_out.fill_(torch.nan)
     workspace.lse_log2.fill_(torch.nan)
     seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
     inputs = query, pool.view()._replace(seq_lens=seq_lens)
     return SimpleNamespace(
-        inputs=inputs, tables=tables, workspace=workspace, out=out, seq_lens=seq_lens, dtype=dtype
+        inputs=inputs, table=table, workspace=workspace, out=out, seq_lens=seq_lens, dtype=dtype
     )
 
 
 def launch(case, **config):
-    from tangram.kernels.decode.kernel import LaunchConfig, decode_attention
+    from tangram.kernels.decode.kernel import LaunchConfig, decode_attention, schedule
 
+    query, view = case.inputs
+    schedule(view, case.table.geometry, case.workspace, len(query))
     decode_attention(
-        *case.inputs,
-        tables=case.tables,
+        query,
+        view,
+        table=case.table,
         softmax_scale=SCALE,
         out=case.out,
         workspace=case.workspace,
@@ -101,7 +105,7 @@ def launch(case, **config):
 
 def expected(case):
     out = torch.full_like(case.out, torch.nan, dtype=torch.float32)
-    reference.decode_attention(*case.inputs, tables=case.tables, softmax_scale=SCALE, out=out)
+    reference.decode_attention(*case.inputs, table=case.table, softmax_scale=SCALE, out=out)
     return out
 
 
@@ -141,10 +145,10 @@ def test_head_sizes_and_types(kernel_device, head_size, dtype):
     check(make_case(geometry, [1, 200, 0, 129], device=kernel_device, dtype=dtype))
 
 
-@pytest.mark.parametrize("thread_blocks", [1, 7, 40, 200])
-def test_any_number_of_splits(kernel_device, thread_blocks):
+@pytest.mark.parametrize("programs", [1, 7, 40, 200])
+def test_any_number_of_splits(kernel_device, programs):
     geometry = make_geometry([[1, 3]], num_kv_heads=2)
-    case = make_case(geometry, [150, 700], device=kernel_device, thread_blocks=thread_blocks)
+    case = make_case(geometry, [150, 700], device=kernel_device, programs=programs)
     check(case)
 
 
@@ -170,17 +174,50 @@ def test_a_batch_of_one(kernel_device):
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_tables_of_a_larger_batch_serve_fewer_requests(kernel_device, count):
+def test_a_workspace_for_more_requests_serves_fewer(kernel_device, count):
     geometry = make_geometry([[1, 3]], num_kv_heads=2)
     lengths = [321, 0, 700, 64, 63, 150][:count]
-    case = make_case(
-        geometry, lengths, device=kernel_device, batch_size=6, thread_blocks=48, spare_blocks=1
-    )
-    assert case.tables.max_splits > 1
+    case = make_case(geometry, lengths, device=kernel_device, max_requests=6, spare_blocks=1)
     check(case)
-    used = count * case.tables.num_items * case.tables.heads_per_program
-    assert case.workspace.lse_log2[used:].isnan().all(), "a request that is not there left a trace"
-    assert case.workspace.partial_out[used:].isnan().all()
+    assert (case.workspace.prefix[:, count + 1 :] == -1).all(), "of a request that is not there"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_drawn_lengths(kernel_device, seed):
+    """One long request among short ones, padding anywhere, more and fewer programs than units."""
+    draw = random.Random(seed)
+    geometry = make_geometry([[draw.randint(1, 4), draw.randint(1, 4)]], num_kv_heads=2)
+    lengths = [
+        draw.choice([0, 1, draw.randint(1, 130), 64, 900]) for _ in range(draw.randint(2, 9))
+    ]
+    case = make_case(geometry, lengths, device=kernel_device, programs=draw.choice([1, 5, 16, 90]))
+    check(case)
+
+
+def test_every_program_takes_an_equal_part(kernel_device):
+    """Whatever the lengths: no two programs differ by more than a unit."""
+    from tangram.kernels.decode.tables import Column
+
+    geometry = make_geometry([[1, 3]], num_kv_heads=2)
+    lengths = [1300, 5, 0, 64, 129]
+    case = make_case(geometry, lengths, device=kernel_device, programs=11)
+    launch(case)
+    chunks, some, raw = case.workspace.prefix.cpu()
+    sums = case.table.head_sets[-1].cpu()
+    begins = chunks * sums[Column.PAGES_BEFORE] - some * sums[Column.SKIPPED_BEFORE]
+    begins += raw * case.table.num_head_sets
+    expected = 0
+    for request, n in enumerate(lengths):
+        k = max(n - 1, 0) // 64
+        units = 0
+        for group, pages in enumerate(geometry.head_groups.pages[0]):
+            first_row = geometry.first_row(0, group, 0)
+            units += max(k * pages - first_row // 16, 0) + (
+                -(-(n - max(k * 64 - 16, 0)) // 16) if n else 0
+            )
+        expected += units
+        assert int(begins[request + 1] - begins[request]) == units
+    assert int(begins[-1]) == expected
 
 
 def test_recent_blocks_longer_than_a_tile(kernel_device):
@@ -203,7 +240,7 @@ def test_a_workspace_serves_one_layer_after_the_other(kernel_device):
     cases = [
         make_case(geometry, [130, 0, 65], device=kernel_device, layer=layer) for layer in (0, 1)
     ]
-    shared = DecodeWorkspace.allocate([case.tables for case in cases])
+    shared = DecodeWorkspace.allocate([case.table for case in cases], 24, 3)
     for case in cases * 2:
         case.workspace = shared
         case.out.fill_(torch.nan)
@@ -249,7 +286,7 @@ def llama_like(seed=0, layers=2, dtype=torch.bfloat16, **sizes):
 def test_long_sequences(head_size, per, dtype):
     geometry = llama_like(seed=per, dtype=dtype, head_size=head_size, num_query_heads=8 * per)
     lengths = [1, 255, 256, 257, 0, 4096, 16_411, 9_999]
-    check(make_case(geometry, lengths, device="cuda", dtype=dtype, thread_blocks=528))
+    check(make_case(geometry, lengths, device="cuda", dtype=dtype, programs=528))
 
 
 @pytest.mark.gpu
@@ -258,7 +295,7 @@ def test_long_sequences(head_size, per, dtype):
 @pytest.mark.parametrize("dependent", [True, False])
 def test_every_configuration(tile_rows, num_warps, dependent):
     case = make_case(
-        llama_like(), [5000, 17, 0, 1111], device="cuda", dtype=torch.bfloat16, thread_blocks=264
+        llama_like(), [5000, 17, 0, 1111], device="cuda", dtype=torch.bfloat16, programs=264
     )
     check(case, tile_rows=tile_rows, num_warps=num_warps, num_stages=3, dependent=dependent)
 
@@ -280,7 +317,7 @@ def test_offsets_beyond_32_bits():
 def test_the_same_bits_every_time():
     case = make_case(
         llama_like(1), [9000, 4000, 300] * 5, device="cuda", dtype=torch.bfloat16,
-        thread_blocks=1056,
+        programs=1056,
     )  # fmt: skip
     check(case)
     first = case.out.clone()
@@ -288,6 +325,16 @@ def test_the_same_bits_every_time():
         case.out.fill_(torch.nan)
         launch(case)
         assert torch.equal(case.out, first)
+
+
+@pytest.mark.gpu
+def test_neighbours_change_no_more_than_the_last_bits():
+    """50 seeded sets and orders of neighbours: every request as close to the reference as alone."""
+    geometry, draw = llama_like(3), random.Random(0)
+    for _ in range(50):
+        lengths = [int(draw.lognormvariate(7, 1.2)) % 20_000 for _ in range(draw.randint(1, 24))]
+        lengths[draw.randrange(len(lengths))] = draw.choice([0, 1, 256, 30_000])
+        check(make_case(geometry, lengths, device="cuda", dtype=torch.bfloat16, programs=264))
 
 
 @pytest.mark.gpu

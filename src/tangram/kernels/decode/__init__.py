@@ -1,4 +1,7 @@
-"""Attention of a decode step: one query a request, over what every head kept and the raw tokens."""
+"""Attention of a decode step: one query a request, over what every head kept and the raw tokens.
+
+`schedule` once a step, then `decode_attention` for every layer.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,35 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tangram.geometry import Geometry
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.decode.split_map import (
-    THREAD_BLOCKS_PER_SM,
-    Balance,
-    SplitMap,
-    make_split_map,
-)
-from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
+from tangram.kernels.decode.tables import PROGRAMS_PER_SM, DecodeTable, DecodeWorkspace
 
-__all__ = [
-    "THREAD_BLOCKS_PER_SM",
-    "Balance",
-    "DecodeTables",
-    "DecodeWorkspace",
-    "SplitMap",
-    "decode_attention",
-    "make_split_map",
-]
+__all__ = ["PROGRAMS_PER_SM", "DecodeTable", "DecodeWorkspace", "decode_attention", "schedule"]
+
+
+def schedule(view: CacheView, geometry: Geometry, workspace: DecodeWorkspace, batch: int) -> None:
+    """Sum up the lengths of a step's first requests, from which all layers find their shares.
+
+    On CUDA one small launch that reads no length on the host; elsewhere nothing.
+
+    Args:
+        view: the cache of any layer.
+        geometry: the layout.
+        workspace: of the calls of `decode_attention` that follow.
+        batch: requests; no more than the workspace has room for.
+    """
+    if view.seq_lens.is_cuda:
+        from tangram.kernels.decode import kernel
+
+        kernel.schedule(view, geometry, workspace, batch)
 
 
 def decode_attention(
     query: Tensor,
     view: CacheView,
     *,
-    tables: DecodeTables,
+    table: DecodeTable,
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace,
@@ -39,20 +46,21 @@ def decode_attention(
 
     The query at p = seq_len - 1 sees the rows kept of every chunk j < p // C, and all tokens of
     [max(0, C * (p // C) - W), p]. On CUDA nothing is allocated, no length is read on the host, and
-    the grid follows from the tables alone, so the call can be captured in a graph.
+    the grid follows from the workspace alone, so the call can be captured in a graph that serves
+    any lengths. Every program reads as many bytes, whatever the lengths; how a request is cut, and
+    so the last bits of its result, hang on those of its neighbours.
 
     Args:
         query: [B, query_heads, head_size], after RoPE.
         view: the cache of the layer; the first B requests are those of the queries.
-        tables: the layer's work for a batch of B requests or more; how a request is cut is the same
-            for all, so that fewer leave no trace.
+        table: the layer's.
         softmax_scale: factor on query times key.
         out: [B, query_heads, head_size]; zero in padded rows.
-        workspace: where parts of the result wait for each other; one call at a time may use it.
+        workspace: scheduled for these B requests; one call at a time may use it.
     """
     run: Callable[..., None]
     if query.is_cuda:
         from tangram.kernels.decode.kernel import decode_attention as run
     else:
         from tangram.kernels.decode.reference import decode_attention as run
-    run(query, view, tables=tables, softmax_scale=softmax_scale, out=out, workspace=workspace)
+    run(query, view, table=table, softmax_scale=softmax_scale, out=out, workspace=workspace)
