@@ -225,13 +225,15 @@ def _media() -> list[Finding]:
 
 def _model(model: str) -> Finding:
     from tangram.plan.compression_plan import make_plan
-    from tangram.plan.models import read_config, refuse_config
+    from tangram.plan.model_facts import ModelFacts
+    from tangram.plan.models import read_config
     from tangram.plan.options import CompressionOptions
+    from tangram.plan.supported import refuse_model
     from tangram.profile import ModelIdentity
 
     try:
         config = read_config(model)
-        refuse_config(model, config)
+        refuse_model(model, ModelFacts.from_config(config))
         identity = ModelIdentity.from_config(config)
         make_plan(CompressionOptions(), identity, itemsize_bytes=2)
     except TangramError as error:

@@ -111,7 +111,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     if isinstance(overrides, Mapping):  # a function, which vLLM takes too, is only run there
         config = {**config, **overrides}
     dtype = args.dtype or ("float32" if is_cpu_build() else served_dtype(config))
-    settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
+    settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype], engine)
     chat = _chat_format(args, model, engine)
     limit = args.max_model_len or text_config(config).get("max_position_embeddings")
     scripts = _scripts(args, limit, chat)

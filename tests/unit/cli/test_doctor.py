@@ -102,9 +102,19 @@ def test_a_model_that_can_be_compressed(llama, capsys):
     assert "8 KV and 32 query heads of 128" in row(capsys.readouterr().out, "│ model")
 
 
-def test_a_model_that_cannot_be_compressed(write_config, capsys):
-    assert cli.main(["doctor", "--model", str(write_config(kv_lora_rank=512))]) == 1
-    assert "uses MLA" in row(capsys.readouterr().out, "│ model")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kv_lora_rank": 512}, "uses MLA"),
+        ({"full_attention_interval": 4}, "full_attention_interval 4"),
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "does not generate text"),
+        ({"quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}, "quantised KV cache"),
+    ],
+)
+def test_a_model_that_cannot_be_compressed(write_config, capsys, monkeypatch, changes, reason):
+    monkeypatch.setenv("COLUMNS", "800")  # a reason and its remedy are a long line
+    assert cli.main(["doctor", "--model", str(write_config(**changes))]) == 1
+    assert reason in row(capsys.readouterr().out, "│ model")
 
 
 SERVED = """\

@@ -9,6 +9,7 @@ import pytest
 from tangram import cli
 from tangram.cli import evaluate
 from tangram.cli.evaluate_options import parser
+from tangram.errors import UnsupportedError
 from tangram.evaluate.cells import Grid, make_settings
 from tangram.plan.models import bundled_model, read_config
 from tangram.profile import ERROR_CURVE, QUERY_MEAN, ModelIdentity, Profile
@@ -361,6 +362,16 @@ def test_a_model_is_needed(no_engine, capsys):
 def settings(**changes):
     grid = Grid(**{**dict(ratios=[0.5], scorers=["key_diff"], profile="none"), **changes})
     return make_settings(grid, "recall", read_config("recall"), 4)
+
+
+def test_what_the_engine_would_refuse_is_refused_before_one_is_made():
+    grid = Grid(ratios=[0.5], scorers=["key_diff"], profile="none")
+    config = read_config("recall") | {"sliding_window": 512, "use_sliding_window": True}
+    with pytest.raises(UnsupportedError, match="'recall'.*sliding_window 512.*--disable-sliding"):
+        make_settings(grid, "recall", config, 4)
+    assert len(make_settings(grid, "recall", config, 4, {"disable_sliding_window": True})) == 2
+    with pytest.raises(UnsupportedError, match="--tensor-parallel-size 2 yet in --engine: use"):
+        make_settings(grid, "recall", read_config("recall"), 4, {"tensor_parallel_size": 2})
 
 
 def test_the_settings_are_all_combinations():
