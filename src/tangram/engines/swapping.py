@@ -7,9 +7,13 @@ is asked of `SealedCache.geometry` in every step, and of the kernels' tables, wh
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import CUDAGraphMode
+from vllm.v1.core.block_pool import logger as block_pool_logger
 
 from tangram.errors import ConfigurationError
 from tangram.geometry import HeadGroups
@@ -39,8 +43,21 @@ def swap_budgets(llm: Any, head_groups: HeadGroups) -> None:
             "old ones: start the engine with enforce_eager=True"
         )
     expected = plan.geometry.replace_budgets(head_groups).digest
-    if llm.llm_engine.has_unfinished_requests() or not llm.reset_prefix_cache():
+    with _silenced(block_pool_logger):  # it reports every emptied cache, between progress bars
+        resting = not llm.llm_engine.has_unfinished_requests() and llm.reset_prefix_cache()
+    if not resting:
         raise ConfigurationError("budgets cannot be swapped while requests run: finish them first")
     llm.collective_rpc("tangram_replace_budgets", args=head_groups.to_lists())
     layouts = {status["layout"] for status in llm.collective_rpc("tangram_status")}
     assert layouts == {expected}, (layouts, expected)
+
+
+@contextmanager
+def _silenced(logger: logging.Logger) -> Iterator[None]:
+    """Nothing of the logger below a warning, meanwhile."""
+    level = logger.level
+    logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -49,7 +49,8 @@ def check_chunk(
     C, W, S, P = chunk_size_tokens, window_size_tokens, n_sink_tokens, page_size_rows
     if C < P or C % P:
         raise ConfigurationError(
-            f"--compression-chunk-size is {C}: it must be a multiple of the page size, {P} rows"
+            f"--compression-chunk-size is {C}: it must be a multiple of the page size, {P} rows, "
+            "and above 0"
         )
     if not 0 <= W < C:
         raise ConfigurationError(

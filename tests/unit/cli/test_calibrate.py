@@ -1,6 +1,7 @@
 """`tangram calibrate` before an engine starts: what it reads, and what it refuses."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -279,6 +280,26 @@ def test_where_the_config_tells_no_length_none_is_claimed():
     assert _max_tokens(None, {}, {}, LAYOUT) == 4096
     with pytest.raises(ConfigurationError, match="chunk-size.$"):
         _max_tokens(256, {}, {}, LAYOUT)
+
+
+def test_without_a_terminal_there_are_plain_lines_of_what_goes_on(capsys):
+    with calibrate._bar(Console(stderr=True), 12) as (done, tell):
+        for samples in (0, 0, 1, 4, 5, 5, 6, 10, 11, 12, 12):  # read twice, some are told twice
+            done(samples)
+        tell("ratio 0.5: error: 0.25")
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"{samples} of 12 samples read" for samples in (0, 5, 10, 12)),
+        "measuring: ratio 0.5: error: 0.25",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_plain_line():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with calibrate._bar(console, 10) as (done, tell):
+        done(5)
+        tell("ratio 0.5")
+    said = console.file.getvalue()
+    assert "5/10" in said and "measuring: ratio 0.5" in said and "samples read" not in said
 
 
 def test_the_command_that_serves_names_what_is_not_by_default(tmp_path, capsys):

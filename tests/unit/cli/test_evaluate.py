@@ -127,6 +127,29 @@ def test_figures_are_whole_on_a_narrow_terminal(shelf, capsys, monkeypatch):
     assert table.count("tova") == table.count("15-85") == 2
 
 
+def test_tables_in_a_file_are_as_wide_as_they_need_to_be(shelf, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    argv = ["--scorers", "streaming_llm", "--chunk-sizes", "64,128", "--window-sizes", "8,16",
+            "--sink-tokens", "2,4", "--ratios", "0.5"]  # fmt: skip
+    assert cli.main(["evaluate", *SMALL, *argv]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert sum("streaming_llm" in row and "15-85" in row for row in table) == 8
+    assert max(map(len, table)) > 80
+
+
+def test_without_a_terminal_every_cell_has_a_plain_line(shelf, capsys):
+    assert cli.main(["evaluate", *SMALL, "--ratios", "0.5", "--context-tokens", "300,400"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\d+ s$", "s", line) for line in said] == [
+        "full KV: starting, 8 questions",
+        "full KV: recall, 300 tokens: 4 of 4 right, s",
+        "full KV: recall, 400 tokens: 4 of 4 right, s",
+        "key_diff, uniform, ratio 0.5: starting, 8 questions",
+        "key_diff, uniform, ratio 0.5: recall, 300 tokens: 2 of 4 right, s",
+        "key_diff, uniform, ratio 0.5: recall, 400 tokens: 2 of 4 right, s",
+    ]
+
+
 def test_sizes_that_differ_have_a_column(shelf, capsys):
     argv = ["--ratios", "0.5", "--chunk-sizes", "64,128", "--context-tokens", "300,400"]
     assert cli.main(["evaluate", *SMALL, *argv]) == 0
