@@ -79,6 +79,15 @@ class RecentSpec(_WithGeometry, SlidingWindowSpec):
             geometry=geometry,
         )
 
+    @property
+    def num_retained_tokens(self) -> int:
+        """Computed tokens before the next one whose blocks stay in the block table.
+
+        vLLM 0.32 does not ask for it. 0.33's model runner V2 nulls the entries below so many, which
+        its own property counts from a sliding window, and the raw tokens of a chunk go further back.
+        """
+        return self.geometry.max_recent_tokens
+
     def max_admission_blocks_per_request(
         self, max_in_flight_tokens: int, max_model_len: int
     ) -> int:
