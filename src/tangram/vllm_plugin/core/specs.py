@@ -83,8 +83,9 @@ class RecentSpec(_WithGeometry, SlidingWindowSpec):
     def num_retained_tokens(self) -> int:
         """Computed tokens before the next one whose blocks stay in the block table.
 
-        vLLM 0.32 does not ask for it. 0.33's model runner V2 nulls the entries below so many, which
-        its own property counts from a sliding window, and the raw tokens of a chunk go further back.
+        Not every release of vLLM asks for it. Where one does, its model runner V2 nulls the entries
+        of older tokens. Its own number is that of a sliding window, and a chunk's raw tokens go
+        further back.
         """
         return self.geometry.max_recent_tokens
 
