@@ -83,10 +83,12 @@ def find(where: str) -> Any:
     return functools.reduce(getattr, filter(None, attributes.split(".")), import_module(module))
 
 
-def members(owner: Any) -> set[str]:
+def members(owner: Any, among: frozenset[str] | None = None) -> set[str]:
     """Names that can be read of a class's instances, or of another object.
 
-    Of a class: also its fields, and what its methods set.
+    Args:
+        owner: of a class also its fields count, and what its methods set.
+        among: methods that name none of these are passed over, because reading all takes a while.
     """
     known = set(dir(owner))
     for base in inspect.getmro(owner) if isinstance(owner, type) else ():
@@ -94,8 +96,9 @@ def members(owner: Any) -> set[str]:
         for attribute in vars(base).values():
             function = inspect.unwrap(getattr(attribute, "__func__", attribute))
             for code in _codes(getattr(function, "__code__", None)):
-                instructions = dis.get_instructions(code)
-                known.update(i.argval for i in instructions if i.opname == "STORE_ATTR")
+                if among is None or not among.isdisjoint(code.co_names):
+                    instructions = dis.get_instructions(code)
+                    known.update(i.argval for i in instructions if i.opname == "STORE_ATTR")
     return known
 
 
@@ -114,8 +117,7 @@ def has(name: str, where: str, reason: str, names: str, *, upstream: str, until:
     def difference() -> str | None:
         owner = find(where)
         missing = [n for n in wanted if not hasattr(owner, n)]
-        # Only where something is missing, because it reads all of a class's code.
-        known = members(owner) if missing else ()
+        known = members(owner, frozenset(missing)) if missing else ()
         missing = [n for n in missing if n not in known]
         return f"lacks {', '.join(missing)}" if missing else None
 

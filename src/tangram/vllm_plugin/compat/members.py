@@ -196,7 +196,7 @@ def _hook(where: str, reviewed: str) -> Hook:
     return behaves(
         f"members of {where.partition(':')[2]}",
         where,
-        f"reviewed in vLLM {SUPPORTED_VLLM}, which is to be installed where another differs",
+        f"they were reviewed in vLLM {SUPPORTED_VLLM}: install that release if this one differs",
         lambda: _difference(where, reviewed),
         upstream="further members",
         until="as long as the plugin subclasses it",
