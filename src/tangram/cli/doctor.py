@@ -61,7 +61,8 @@ def run(argv: Sequence[str]) -> int:
         findings.append(_model(args.model))
     _print("Installed", findings, console)
     if has_vllm:
-        from tangram.vllm_plugin.compat.hooks import SUPPORTED_VLLM, check_hooks
+        from tangram.vllm_plugin.compat.version import SUPPORTED_VLLM
+        from tangram.vllm_plugin.frontend.hooks import check_hooks
 
         hooks = [
             Finding(r.name, "ok" if r.ok else f"{r.where}: {r.difference}", r.ok, r.reason)
@@ -192,7 +193,7 @@ def _environment(has_vllm: bool) -> list[Finding]:
     )
     if not has_vllm:
         return rows
-    from tangram.vllm_plugin.compat.hooks import describe_platform
+    from tangram.vllm_plugin.compat.version import describe_platform
 
     try:
         rows.append(Finding("vLLM serves on", describe_platform()))

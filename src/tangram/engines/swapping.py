@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import CUDAGraphMode
-from vllm.v1.core.block_pool import logger as block_pool_logger
 
 from tangram.errors import ConfigurationError
 from tangram.geometry import HeadGroups
@@ -43,7 +42,8 @@ def swap_budgets(llm: Any, head_groups: HeadGroups) -> None:
             "old ones: start the engine with enforce_eager=True"
         )
     expected = plan.geometry.replace_budgets(head_groups).digest
-    with _silenced(block_pool_logger):  # it reports every emptied cache, between progress bars
+    # It reports every emptied cache, between progress bars.
+    with _silenced(logging.getLogger("vllm.v1.core.block_pool")):
         resting = not llm.llm_engine.has_unfinished_requests() and llm.reset_prefix_cache()
     if not resting:
         raise ConfigurationError("budgets cannot be swapped while requests run: finish them first")

@@ -8,8 +8,9 @@ import pytest
 
 from tangram import cli
 from tangram.cli import doctor
-from tangram.vllm_plugin.compat import hooks
-from tangram.vllm_plugin.compat.hooks import HookResult
+from tangram.vllm_plugin.compat import version
+from tangram.vllm_plugin.compat.hook import HookResult
+from tangram.vllm_plugin.frontend import hooks
 
 GOOD = HookResult("a good hook", "vllm.place:thing", "what it is for", None)
 BROKEN = HookResult("a broken hook", "vllm.place:other", "what it was for", "takes [x], lacks y")
@@ -23,7 +24,7 @@ def sound(monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda *names: "0.32.0")
     monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ())
     monkeypatch.setattr(hooks, "check_hooks", lambda: [GOOD])
-    monkeypatch.setattr(hooks, "describe_platform", lambda: "cuda (A GPU)")
+    monkeypatch.setattr(version, "describe_platform", lambda: "cuda (A GPU)")
     return known
 
 

@@ -16,9 +16,9 @@ from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
 from tangram.plan.supported import WORKER_EXTENSION_PATH
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.compat.hooks import require_hooks
 from tangram.vllm_plugin.drift.board import name_engine
 from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
+from tangram.vllm_plugin.frontend.hooks import require_hooks
 from tangram.vllm_plugin.frontend.metrics import add_logger_to_frontend
 from tangram.vllm_plugin.frontend.refusals import (
     refuse_arguments,
