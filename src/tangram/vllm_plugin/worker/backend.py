@@ -33,7 +33,7 @@ from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer, refuse_spec
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
 
 
