@@ -81,7 +81,7 @@ def both_ways(call: Callable[[], object]) -> tuple[float, float]:
 def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Name -> one call."""
     server = bench_seal.make_server(64, args.seed)
-    lens = server.lens([])
+    view = server.view([])
     tables = server.tables([0])
     g = make_benchmark_geometry(args.retention, "qwen3-4b", BUDGETS[0], seed=args.seed)
     step = Step(g, 1024, 1280, args.seed)
@@ -93,8 +93,8 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     )
     found: dict[str, Callable[[], object]] = {
         "store": lambda: server.store(0),
-        "store queries": lambda: server.store_queries(0, lens),
-        "seal": lambda: server.seal(tables, lens, "key_diff"),
+        "store queries": lambda: server.store_queries(0, view),
+        "seal": lambda: server.seal(tables, view, "key_diff"),
         "decode and combine": lambda: test_decode.launch(case),
         "prefill": lambda: triton_only.layer(0),
     }

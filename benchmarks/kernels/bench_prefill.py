@@ -218,7 +218,7 @@ def find_attention(args: argparse.Namespace, geometry: Geometry) -> PagedAttenti
     """FlashAttention 3 as a server finds it; exits where it is asked for and not there."""
     if args.no_flash:
         return None
-    from tangram.vllm_plugin.worker.flash import find_flash_attention
+    from tangram.vllm_plugin.worker.runners.flash import find_flash_attention
 
     assert fits(geometry)
     found = find_flash_attention(geometry, DTYPE, torch.device(DEVICE))

@@ -59,35 +59,36 @@ class Server:
     profile: dict[str, Tensor]
     scorers: dict[str, SealScorer]
 
-    def lens(self, sealing: list[int]) -> Tensor:
-        """Lengths of which the `sealing` requests' are at a boundary."""
+    def view(self, sealing: list[int]) -> CacheView:
+        """The cache in a step in which the `sealing` requests are at a boundary."""
         lens = torch.arange(len(self.recent_table)) % (C - 2) + 3 * C + 1
         lens[sealing] = 4 * C
-        return lens.to(torch.int32).cuda()
-
-    def view(self, lens: Tensor) -> CacheView:
-        """What launches are given of it."""
         return CacheView(
-            self.sealed, self.sealed_table, self.recent[0], self.recent_table, self.start, lens,
-            self.ring, self.ring_table,
-        )  # fmt: skip
+            sealed=self.sealed,
+            sealed_table=self.sealed_table,
+            recent=self.recent[0],
+            recent_table=self.recent_table,
+            query_start=self.start,
+            seq_lens=lens.to(torch.int32).cuda(),
+            ring=self.ring,
+            ring_table=self.ring_table,
+        )
 
     def tables(self, layers: list[int]) -> SealTables:
         """Tables of a launch for these layers."""
         return SealTables.of(self.geometry, layers, [self.recent[layer] for layer in layers])
 
-    def seal(self, tables: SealTables, lens: Tensor, scorer: str) -> None:
+    def seal(self, tables: SealTables, view: CacheView, scorer: str) -> None:
         """One launch."""
-        by = self.scorers[scorer]
-        kernel.seal_decode(tables, self.view(lens), scorer=by, softmax_scale=SCALE)
+        kernel.seal_decode(tables, view, scorer=self.scorers[scorer], softmax_scale=SCALE)
 
     def store(self, layer: int) -> None:
         """One launch."""
         store_kernel.store(self.key, self.value, self.slots, self.recent[layer])
 
-    def store_queries(self, layer: int, lens: Tensor) -> None:
+    def store_queries(self, layer: int, view: CacheView) -> None:
         """One launch."""
-        queries_kernel.store_queries(self.query, self.view(lens), layer, W)
+        queries_kernel.store_queries(self.query, view, layer, W)
 
 
 def make_profile(seed: int) -> dict[str, Tensor]:
@@ -169,7 +170,7 @@ def agreement(server: Server, scorer: str, request: int = 5) -> float:
     Two scores that are equal but for noise may be taken for each other: see docs/scorers.md.
     """
     g = server.geometry
-    server.seal(server.tables(list(range(LAYERS))), server.lens([request]), scorer)
+    server.seal(server.tables(list(range(LAYERS))), server.view([request]), scorer)
     position = torch.arange(*g.chunk_range(3), device="cuda")
     block = server.recent_table[request, position // g.recent_block_tokens].long()
     window = torch.arange(4 * C - W, 4 * C, device="cuda") % W
@@ -240,7 +241,7 @@ def measure(server: Server, scorers: list[str], report: Callable[..., None]) -> 
     requests = len(server.recent_table)
     everything = server.tables(list(range(LAYERS)))
     single = [server.tables([layer]) for layer in range(LAYERS)]
-    nobody = server.lens([])
+    nobody = server.view([])
 
     def store_and_seal(index: int) -> None:
         server.store(index)
@@ -257,13 +258,13 @@ def measure(server: Server, scorers: list[str], report: Callable[..., None]) -> 
         per_count = {}
         for count in sorted({0, 1, 2, 4, requests}):
             launches = max(1, min(8, requests // max(count, 1)))
-            lens = [
-                server.lens([(i * count + k) % requests for k in range(count)])
+            views = [
+                server.view([(i * count + k) % requests for k in range(count)])
                 for i in range(launches)
             ]
 
-            def launch(index: int, lens: list[Tensor] = lens, scorer: str = scorer) -> None:
-                server.seal(everything, lens[index % len(lens)], scorer)
+            def launch(index: int, views: list[CacheView] = views, scorer: str = scorer) -> None:
+                server.seal(everything, views[index % len(views)], scorer)
 
             time, spread = microseconds(launch, 8 if count < requests else 2)
             per_count[count] = time
@@ -272,10 +273,10 @@ def measure(server: Server, scorers: list[str], report: Callable[..., None]) -> 
         report(what="mean step", scorer=scorer, us=mean_step(per_count, requests))
 
     for count in (1, requests):
-        lens = server.lens(list(range(count)))
+        view = server.view(list(range(count)))
 
-        def launch(index: int, lens: Tensor = lens) -> None:
-            server.seal(single[index], lens, "key_diff")
+        def launch(index: int, view: CacheView = view) -> None:
+            server.seal(single[index], view, "key_diff")
 
         time, spread = microseconds(launch, LAYERS)
         what = "seal, a launch a layer"

@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from benchmarks.serving.sides import EVENLY_CUT_LINE
 from tangram.kernels.decode import SplitMap, make_split_map
-from tangram.vllm_plugin.worker import device
+from tangram.vllm_plugin.worker.runners import device
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below vLLM's own is printed
 

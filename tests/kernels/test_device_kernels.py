@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tangram.scorers import get_scorer
-from tangram.vllm_plugin.worker import device as device_module
-from tangram.vllm_plugin.worker import step as step_module
-from tangram.vllm_plugin.worker.device import DeviceKernels
-from tangram.vllm_plugin.worker.step import LayerStep
+from tangram.vllm_plugin.worker.runners import device as device_module
+from tangram.vllm_plugin.worker.runners import step as step_module
+from tangram.vllm_plugin.worker.runners.device import DeviceKernels
+from tangram.vllm_plugin.worker.runners.step import LayerStep
 from tests.kernels import test_seal_decode as sealing
 from tests.kernels.inputs import make_geometry
 from tests.kernels.paged_attention import paged_attention

@@ -114,7 +114,7 @@ def test_interpreted_both_parts_agree_with_the_reference(case):
 def flash_attention():
     """Of a layout, and a type: vLLM's, as a worker finds it."""
     pytest.importorskip("vllm", reason="FlashAttention 3 is vLLM's")
-    from tangram.vllm_plugin.worker.flash import find_flash_attention
+    from tangram.vllm_plugin.worker.runners.flash import find_flash_attention
 
     def find(geometry, dtype):
         found = find_flash_attention(geometry, dtype, torch.device("cuda"))
@@ -269,7 +269,7 @@ def test_a_worker_takes_flash_attention_for_steps_that_are_worth_it(
 ):
     pytest.importorskip("vllm", reason="it is vLLM's worker")
     from tangram.kernels.seal_decode import SealScorer
-    from tangram.vllm_plugin.worker import device
+    from tangram.vllm_plugin.worker.runners import device
 
     case = CASES[0]
     pool, query, segments = make_step(case, kernel_device, torch.float32)

@@ -14,22 +14,23 @@ from tangram.arguments import check_output
 from tangram.budgets import allocate
 from tangram.calibrate import Sample, held_back
 from tangram.calibrate.texts.sample_sets import load_samples, load_tokenizer
-from tangram.engines.arguments import check_engine_arguments, refuse_uncompressible
+from tangram.engines.arguments import check_engine_arguments
 from tangram.errors import BudgetError, ConfigurationError, UnsupportedError
 from tangram.geometry import Geometry
 from tangram.installed import is_cpu_build
 from tangram.plan.cached import without_profile
 from tangram.plan.compression_plan import make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
+from tangram.plan.model_facts import ModelFacts, served_config
 from tangram.plan.models import (
     RECALL_GROUP_SIZE,
     bundled_model,
     is_bundled,
     read_config,
-    refuse_config,
     tokenizer_arguments,
 )
 from tangram.plan.options import CompressionOptions
+from tangram.plan.supported import refuse_model, refuse_options
 from tangram.profile import (
     QUERY_COVARIANCE,
     QUERY_MEAN,
@@ -105,11 +106,12 @@ def prepare(
     """
     recall = is_bundled(args.model)
     model = str(bundled_model()) if recall else args.model
-    given_engine = _engine_arguments(args, model)
+    given_engine = _engine_arguments(args)
     revision = given_engine.get("revision")
     config = read_config(model, revision)
-    refuse_config(model, config)
-    identity = ModelIdentity.from_config(config)
+    served = served_config(config, given_engine)
+    refuse_model(args.model, ModelFacts.from_config(served, given_engine))
+    identity = ModelIdentity.from_config(served)
     dtype = given_engine.setdefault("dtype", "float32" if recall and is_cpu_build() else "auto")
     group_size = args.page_group_size
     if recall and group_size is None:
@@ -138,7 +140,7 @@ def prepare(
         args.data,
         tokenizer,
         count=args.samples,
-        max_tokens=_max_tokens(args.max_tokens, config, given_engine.get("hf_overrides"), layout),
+        max_tokens=_max_tokens(args.max_tokens, config, given_engine, layout),
         chunk_size_tokens=layout.chunk_size_tokens,
         seed=args.seed,
         tell=tell,
@@ -189,10 +191,10 @@ def measure_ratios(asked: Sequence[float] | None, layout: Geometry) -> tuple[flo
 
 
 def _max_tokens(
-    asked: int | None, config: Mapping[str, Any], overrides: Any, layout: Geometry
+    asked: int | None, config: Mapping[str, Any], engine: Mapping[str, Any], layout: Geometry
 ) -> int:
     """Tokens of the longest sample: as asked, or the default as far as the model goes."""
-    longest = _longest(config, overrides)
+    longest = _longest(config, engine)
     # The engine that reads a sample also generates one token.
     most = asked or int(min(max(DEFAULT_MAX_TOKENS, 4 * layout.chunk_size_tokens), longest - 1))
     if not layout.chunk_size_tokens < most < longest:
@@ -204,17 +206,19 @@ def _max_tokens(
     return most
 
 
-def _longest(config: Mapping[str, Any], overrides: Any) -> float:
+def _longest(config: Mapping[str, Any], engine: Mapping[str, Any]) -> float:
     """Tokens that vLLM lets the model go to; without end where its config does not tell."""
+    overrides = engine.get("hf_overrides")
     text = {**text_config(config), **(overrides if isinstance(overrides, Mapping) else {})}
     rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
     # Of all others, YaRN among them, max_position_embeddings is the length after scaling.
     scales = rope.get("rope_type", rope.get("type")) in ("linear", "dynamic", "ntk")
     factor = rope.get("factor") if scales else None
-    return (text.get("max_position_embeddings") or math.inf) * (factor or 1)
+    window = text.get("sliding_window") if engine.get("disable_sliding_window") else None
+    return min(text.get("max_position_embeddings") or math.inf, window or math.inf) * (factor or 1)
 
 
-def _engine_arguments(args: argparse.Namespace, model: str) -> dict[str, Any]:
+def _engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What was given for the engine."""
     try:
         given = json.loads(args.engine_args)
@@ -225,15 +229,16 @@ def _engine_arguments(args: argparse.Namespace, model: str) -> dict[str, Any]:
     if own := sorted(_OWN_ENGINE_ARGUMENTS & set(given)):
         raise ConfigurationError(f"--engine-args: calibration sets {', '.join(own)}: leave it out")
     check_engine_arguments("--engine-args", given)
+    flags = {"dtype": args.dtype, "gpu_memory_utilization": args.gpu_memory_utilization}
+    given |= {name: value for name, value in flags.items() if value is not None}
     if not args.no_measure:
         try:
-            refuse_uncompressible("--engine-args", model, given)
+            refuse_options(given, "--engine-args")
         except UnsupportedError as error:
             raise UnsupportedError(
                 f"{error}; or give --no-measure, which does without an engine with compression"
             ) from error
-    flags = {"dtype": args.dtype, "gpu_memory_utilization": args.gpu_memory_utilization}
-    return {**given, **{name: value for name, value in flags.items() if value is not None}}
+    return given
 
 
 def _with_cache_memory(

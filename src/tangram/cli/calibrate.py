@@ -34,6 +34,8 @@ from tangram.scorers import DEFAULT_SCORER
 
 DEFAULT_SAMPLES = 50
 DEFAULT_MEASURE_TIME_S = 300.0
+LINE_EVERY = 5
+"""Samples between two lines about them, where no terminal shows a bar."""
 _SIZES = ("compression_chunk_size", "compression_window_size", "compression_n_sink_tokens")
 
 
@@ -134,19 +136,31 @@ def _measure(plan: Calibration, profile: Profile, tell: Callable[[str], None]) -
 def _bar(
     console: Console, total: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar on a terminal, and plain lines elsewhere: for samples read, and for what goes on."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    lines = not console.is_terminal
+    with Progress(*columns, console=console, disable=lines) as progress:
         task = progress.add_task("samples", total=total)
+        shown = -1
+
+        def done(samples: int) -> None:
+            nonlocal shown
+            progress.update(task, completed=samples)
+            if lines and samples != shown and (samples % LINE_EVERY == 0 or samples == total):
+                _print(console, f"{samples} of {total} samples read")
+                shown = samples
 
         def tell(line: str) -> None:
             progress.update(task, description=f"measuring: {line}")
+            if lines:
+                _print(console, f"measuring: {line}")
 
-        yield (lambda done: progress.update(task, completed=done)), tell
+        yield done, tell
 
 
 def _summary(plan: Calibration, seconds: float, model: str, console: Console) -> None:

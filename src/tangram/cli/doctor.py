@@ -61,7 +61,8 @@ def run(argv: Sequence[str]) -> int:
         findings.append(_model(args.model))
     _print("Installed", findings, console)
     if has_vllm:
-        from tangram.vllm_plugin.compat.hooks import SUPPORTED_VLLM, check_hooks
+        from tangram.vllm_plugin.compat.version import SUPPORTED_VLLM
+        from tangram.vllm_plugin.frontend.hooks import check_hooks
 
         hooks = [
             Finding(r.name, "ok" if r.ok else f"{r.where}: {r.difference}", r.ok, r.reason)
@@ -192,7 +193,7 @@ def _environment(has_vllm: bool) -> list[Finding]:
     )
     if not has_vllm:
         return rows
-    from tangram.vllm_plugin.compat.hooks import describe_platform
+    from tangram.vllm_plugin.compat.version import describe_platform
 
     try:
         rows.append(Finding("vLLM serves on", describe_platform()))
@@ -225,13 +226,15 @@ def _media() -> list[Finding]:
 
 def _model(model: str) -> Finding:
     from tangram.plan.compression_plan import make_plan
-    from tangram.plan.models import read_config, refuse_config
+    from tangram.plan.model_facts import ModelFacts
+    from tangram.plan.models import read_config
     from tangram.plan.options import CompressionOptions
+    from tangram.plan.supported import refuse_model
     from tangram.profile import ModelIdentity
 
     try:
         config = read_config(model)
-        refuse_config(model, config)
+        refuse_model(model, ModelFacts.from_config(config))
         identity = ModelIdentity.from_config(config)
         make_plan(CompressionOptions(), identity, itemsize_bytes=2)
     except TangramError as error:

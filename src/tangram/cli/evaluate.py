@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from tangram.arguments import check_output
 from tangram.cli.evaluate_options import parameters_by_scorer, parser
-from tangram.cli.evaluate_report import print_tables
+from tangram.cli.evaluate_report import print_tables, report_console
 from tangram.engines.arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
 from tangram.evaluate.cells import Grid, Setting, make_engine, make_settings, play_scripts
@@ -87,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
     evaluation = prepare(args, argv)
     known = read_cells(args.out, "--out") if args.out and args.out.exists() else []
     cells = evaluate(evaluation, known, args.out, Console(stderr=True))
-    print_tables(cells, Console())
+    print_tables(cells, report_console())
     if args.plot:
         draw(cells, args.plot)
     return 0
@@ -111,7 +111,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str]) -> Evaluation:
     if isinstance(overrides, Mapping):  # a function, which vLLM takes too, is only run there
         config = {**config, **overrides}
     dtype = args.dtype or ("float32" if is_cpu_build() else served_dtype(config))
-    settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype])
+    settings = make_settings(_grid(args), args.model, config, ITEMSIZE_BYTES[dtype], engine)
     chat = _chat_format(args, model, engine)
     limit = args.max_model_len or text_config(config).get("max_position_embeddings")
     scripts = _scripts(args, limit, chat)
@@ -157,7 +157,8 @@ def evaluate(
     """
     done = {cell["digest"]: cell for cell in known}
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress, _Engines(evaluation) as engines:
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    with progress, _Engines(evaluation) as engines:
         for setting in evaluation.settings:
             missing = [
                 script
@@ -223,6 +224,7 @@ def _play_setting(
     """The cells of one setting."""
     questions = sum(script.num_questions for script in scripts)
     row = progress.add_task(f"{setting.title}: starting", total=questions)
+    _print_line(progress, f"{setting.title}: starting, {questions} questions")
     cells: list[Cell] = []
     engine = engines.of(setting)
     full = evaluation.settings[0]
@@ -243,6 +245,11 @@ def _play_setting(
         )
         if out:
             append_cell(out, cells[-1])
+        _print_line(
+            progress,
+            f"{setting.title}: {script.spec}, {script.context_tokens:,} tokens: "
+            f"{figures['right']:.4g} of {figures['questions']} right, {figures['seconds']:.0f} s",
+        )
 
     def show(script: Script, answered: int) -> None:
         before = sum(cell["questions"] for cell in cells)
@@ -253,6 +260,12 @@ def _play_setting(
     play_scripts(engine, scripts, keep, show)
     progress.update(row, description=setting.title)
     return cells
+
+
+def _print_line(progress: Progress, line: str) -> None:
+    """Print a line where no terminal shows the progress."""
+    if progress.disable:
+        progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _grid(args: argparse.Namespace) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich import box
@@ -12,6 +13,16 @@ from tangram.evaluate.results import Cell, scorer_of
 
 _GEOMETRY = {"chunk_size": "C", "window_size": "W", "sink_tokens": "S", "page_group_size": "H_p"}
 _FIGURES = ("right", "% right", "95 %", "% of full", "B/token", "% hits", "s")
+
+
+_WIDTH_ELSEWHERE = 1000
+
+
+def report_console() -> Console:
+    """Where tables go: as wide as a terminal or `COLUMNS` says, else as wide as they need to be."""
+    console = Console()
+    told = console.is_terminal or "COLUMNS" in os.environ
+    return console if told else Console(width=_WIDTH_ELSEWHERE)
 
 
 def print_tables(cells: Sequence[Cell], console: Console) -> None:

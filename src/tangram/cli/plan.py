@@ -25,14 +25,15 @@ from tangram.plan.cached import with_cached_profile
 from tangram.plan.capacity import GIB, figures
 from tangram.plan.compression_plan import make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
+from tangram.plan.model_facts import ModelFacts
 from tangram.plan.models import (
     RECALL,
     bundled_options,
     is_bundled,
     read_config,
-    refuse_config,
 )
 from tangram.plan.options import CompressionOptions, add_flags
+from tangram.plan.supported import refuse_model
 from tangram.profile import ModelIdentity, text_config
 from tangram.scorers import scorer_title
 
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     check_output("--json", args.json, args.model, args.compression_profile)
     config = read_config(args.model)
-    refuse_config(args.model, config)
+    refuse_model(args.model, ModelFacts.from_config(config, {"kv_cache_dtype": args.dtype}))
     identity = ModelIdentity.from_config(config)
     dtype = args.dtype if args.dtype != "auto" else served_dtype(config)
     options, missing = with_cached_profile(served_options(args), args.model, identity)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from tangram.cli.plan import compression_options
 from tangram.errors import ProfileError
 from tangram.installed import is_cpu_build, vllm_command
 from tangram.plan.cached import calibrate_arguments, without_profile
 from tangram.plan.compression_plan import make_plan
+from tangram.plan.model_facts import ModelFacts, served_config
 from tangram.plan.models import (
     RECALL,
     bundled_model,
     bundled_options,
+    config_at_hand,
     is_bundled,
-    read_config,
 )
 from tangram.plan.options import (
     AUTO_PROFILE,
@@ -27,11 +29,35 @@ from tangram.plan.options import (
     flag,
     option_names,
 )
+from tangram.plan.supported import refuse_model, refuse_options
 from tangram.profile import ModelIdentity, Profile
 
 _ENABLE = "--enable-compression"
 _CACHE_MEMORY = "--kv-cache-memory-bytes"
 _RECALL_CACHE_BYTES = 512 << 20
+_ENGINE_FLAGS: Mapping[str, tuple] = {
+    "attention_backend": (str,),
+    "block_size": (str,),
+    "convert": (str,),
+    "decode_context_parallel_size": (int, "-dcp"),
+    "dtype": (str,),
+    "kv_cache_dtype": (str,),
+    "kv_offloading_size": (float,),
+    "kv_transfer_config": (str,),
+    "pipeline_parallel_size": (int, "-pp"),
+    "prefill_context_parallel_size": (int, "-pcp"),
+    "revision": (str,),
+    "runner": (str,),
+    "spec_method": (str,),
+    "speculative_config": (str, "-sc"),
+    "tensor_parallel_size": (int, "-tp"),
+    "ubatch_size": (int,),
+    "worker_extension_cls": (str,),
+}
+"""Type and short form of vLLM's options that are refused, or change what is known of a model."""
+_ENGINE_SWITCHES = ("disable_hybrid_kv_cache_manager", "disable_sliding_window", "enable_dbo")
+_OTHER_CONFIGS = {"--config-format", "--hf-config-path", "--hf-overrides"}
+"""Options with which a model's config is not the one of its folder."""
 
 _DESCRIPTION = f"""Serve a model with vLLM's OpenAI server and KV cache compression on.
 
@@ -68,14 +94,16 @@ def serve_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuse in one line, before vLLM is loaded, options of compression that it would refuse.
+    """Refuse in one line, before vLLM is loaded, what the engine would refuse.
 
-    What depends on the model is looked at where the model is a folder here. Nothing is, where
-    options come from elsewhere too.
+    What depends on the model is looked at where the model's config is here. Nothing but the flags
+    of vLLM is, where options come from elsewhere too.
 
     Raises:
         TangramError: names the option and the remedy.
     """
+    engine = engine_arguments(arguments)
+    refuse_options(engine)
     if {"--config", "--additional-config"} & _flags(arguments):
         return
     parser = argparse.ArgumentParser(
@@ -89,7 +117,7 @@ def check_options(arguments: Sequence[str]) -> None:
         calibrate_arguments()
         # What a profile that is not there yet will have to say is left to the server.
         options = without_profile(options)
-    if identity := _local_identity(arguments):
+    if identity := _checked_identity(arguments, engine):
         make_plan(options, identity, itemsize_bytes=2)
     elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
@@ -98,14 +126,40 @@ def check_options(arguments: Sequence[str]) -> None:
         )
 
 
-def _local_identity(arguments: Sequence[str]) -> ModelIdentity | None:
-    """The model that is a folder here; None where only vLLM knows what it will serve."""
-    if not arguments or arguments[0].startswith("-") or "--hf-overrides" in _flags(arguments):
+def engine_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Those of the arguments of `vllm serve` that decide what can be served, as vLLM names them.
+
+    Of an option that takes JSON, or is given in parts (`--speculative-config.method ngram`), only
+    that it is there is told.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tangram serve", usage=_USAGE, add_help=False, allow_abbrev=False
+    )
+    for name, (kind, *short) in _ENGINE_FLAGS.items():
+        parser.add_argument(flag(name), *short, type=kind)
+    for name in _ENGINE_SWITCHES:
+        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction)
+    whole = [re.sub(r"^(--?[\w-]+)\.[^=]*", r"\1", argument) for argument in _spelled(arguments)]
+    known = vars(parser.parse_known_args(whole)[0])
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _checked_identity(arguments: Sequence[str], engine: Mapping[str, Any]) -> ModelIdentity | None:
+    """The model whose config is here; None where only vLLM knows what it will serve.
+
+    Raises:
+        UnsupportedError: a model that compression does not serve.
+    """
+    flags = _flags(arguments)
+    if not arguments or arguments[0].startswith("-") or flags & _OTHER_CONFIGS:
         return None
-    if not (Path(arguments[0]) / "config.json").is_file():
+    found = config_at_hand(arguments[0], engine.get("revision"))
+    if found is None:
         return None
+    config = served_config(found, engine)
+    refuse_model(arguments[0], ModelFacts.from_config(config, engine))
     try:
-        return ModelIdentity.from_config(read_config(arguments[0]))
+        return ModelIdentity.from_config(config)
     except ProfileError:
         return None  # vLLM may know the sizes by other names.
 
@@ -150,7 +204,7 @@ def _names_another_model(given: Sequence[str]) -> bool:
 def _flags(given: Sequence[str]) -> set[str]:
     """The options among the arguments, spelled as in the documentation."""
     return {
-        argument.partition("=")[0].replace("_", "-")
+        re.split("[=.]", argument)[0].replace("_", "-")
         for argument in given
         if argument.startswith("-")
     }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, get_args
 
-from tangram.errors import ConfigurationError, UnsupportedError
+from tangram.errors import ConfigurationError
 
 _PLAIN = {bool, int, float, str, type(None)}
 
@@ -44,32 +44,6 @@ def check_engine_arguments(option: str, given: Mapping[str, Any]) -> None:
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise ConfigurationError(f"{option}: {name} is {value!r}: {reason}") from error
-
-
-def refuse_uncompressible(option: str, model: str, given: Mapping[str, Any]) -> None:
-    """Refuse what stock vLLM takes and an engine with compression does not.
-
-    Args:
-        option: by which the arguments were given.
-        model: folder or name of the model.
-        given: keyword arguments of `vllm.LLM`; without any, vLLM is not imported.
-
-    Raises:
-        UnsupportedError: names the option and the argument.
-    """
-    if not given:
-        return
-    from vllm.engine.arg_utils import EngineArgs
-
-    from tangram.vllm_plugin.frontend.refusals import refuse_arguments
-
-    known = {field.name for field in fields(EngineArgs)}
-    with named_refusals():
-        args = EngineArgs(model=model, **{n: value for n, value in given.items() if n in known})
-    try:
-        refuse_arguments(args)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{option}: {error}") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 import vllm
 from torch import Tensor, nn
 
+from tangram.engines.gathering import Gathering
 from tangram.engines.llm import LLM as CompressedLLM
 from tangram.engines.process import free_memory, in_this_process
 from tangram.engines.swapping import swap_budgets
@@ -86,8 +87,7 @@ class ReadingEngine:
         Raises:
             UnsupportedError: a model that does not give one final state for every token.
         """
-        wanted = {tuple(text): list(where) for text, where in zip(samples, positions, strict=True)}
-        found: dict[tuple[int, ...], Tensor] = {}
+        gathering = Gathering(samples, positions)
 
         def after_model(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or kwargs.get("input_ids") is None:
@@ -96,17 +96,12 @@ class ReadingEngine:
                     "budgets cannot be measured for it; choose another --compression-level"
                 )
             tokens = kwargs["input_ids"].tolist()
-            # Every text is whole, so a text begins wherever position 0 is.
             position = kwargs["positions"].reshape(-1, len(tokens))[0].tolist()
-            starts = [index for index, value in enumerate(position) if value == 0]
-            for begin, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-                text = tuple(tokens[begin:end])
-                if text in wanted:
-                    found[text] = output[begin:end][wanted[text]].clone()
+            gathering.add(tokens, position, output)
 
         handle = self._model.register_forward_hook(after_model, with_kwargs=True)
         try:
-            for step in self._steps(list(wanted)):
+            for step in self._steps(gathering.texts):
                 self._llm.generate(
                     [{"prompt_token_ids": list(text)} for text in step],
                     vllm.SamplingParams(max_tokens=1, temperature=0, detokenize=False),
@@ -114,8 +109,7 @@ class ReadingEngine:
                 )
         finally:
             handle.remove()
-        assert found.keys() == wanted.keys(), "a text was not computed whole in one step"
-        return [found[tuple(text)] for text in samples]
+        return gathering.states()
 
     def _steps(self, texts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
         """Texts in their order, as many at a time as one step computes without cutting any."""

@@ -7,6 +7,9 @@ is asked of `SealedCache.geometry` in every step, and of the kernels' tables, wh
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import CUDAGraphMode
@@ -39,8 +42,22 @@ def swap_budgets(llm: Any, head_groups: HeadGroups) -> None:
             "old ones: start the engine with enforce_eager=True"
         )
     expected = plan.geometry.replace_budgets(head_groups).digest
-    if llm.llm_engine.has_unfinished_requests() or not llm.reset_prefix_cache():
+    # It reports every emptied cache, between progress bars.
+    with _silenced(logging.getLogger("vllm.v1.core.block_pool")):
+        resting = not llm.llm_engine.has_unfinished_requests() and llm.reset_prefix_cache()
+    if not resting:
         raise ConfigurationError("budgets cannot be swapped while requests run: finish them first")
     llm.collective_rpc("tangram_replace_budgets", args=head_groups.to_lists())
     layouts = {status["layout"] for status in llm.collective_rpc("tangram_status")}
     assert layouts == {expected}, (layouts, expected)
+
+
+@contextmanager
+def _silenced(logger: logging.Logger) -> Iterator[None]:
+    """Nothing of the logger below a warning, meanwhile."""
+    level = logger.level
+    logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tangram.errors import ConfigurationError, TangramError
 from tangram.evaluate.play import Engine, Script, play
 from tangram.evaluate.results import Cell, cell_figures
 from tangram.plan.compression_plan import CompressionPlan, make_plan
-from tangram.plan.models import RECALL_GROUP_SIZE, bundled_model, is_bundled, refuse_config
+from tangram.plan.model_facts import ModelFacts, served_config
+from tangram.plan.models import RECALL_GROUP_SIZE, bundled_model, is_bundled
 from tangram.plan.options import NO_PROFILE, CompressionOptions
+from tangram.plan.supported import refuse_model, refuse_options
 from tangram.profile import ModelIdentity
 from tangram.scorers import get_scorer
 
@@ -141,16 +144,29 @@ class Grid:
 
 
 def make_settings(
-    grid: Grid, model: str, config: Mapping[str, Any], itemsize_bytes: int
+    grid: Grid,
+    model: str,
+    config: Mapping[str, Any],
+    itemsize_bytes: int,
+    engine: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Setting]:
     """Full KV first, then every combination of the grid, planned.
 
     Combinations that come to the same layout and scorer are one setting.
 
+    Args:
+        grid: what is combined.
+        model: folder or name.
+        config: of the model.
+        itemsize_bytes: bytes of one element of the cache.
+        engine: arguments of vLLM's engine that were given beside.
+
     Raises:
         ConfigurationError: a combination that cannot be served; names it, and what to change.
     """
-    refuse_config(model, config)
+    refuse_options(engine, "--engine")
+    config = served_config(config, engine)
+    refuse_model(model, ModelFacts.from_config(config, engine))
     identity = ModelIdentity.from_config(config)
     compressed: dict[tuple[object, ...], Setting] = {}
     axes = (

@@ -14,9 +14,13 @@ from tangram.errors import ConfigurationError
 from tangram.evaluate.results import Cell, scorer_of
 
 COLUMNS = 4
+FULL = "full KV"
 PANEL_INCHES = (3.4, 2.8)
 LEGEND_INCHES = 2.0
 STYLES = ("-", ":", "-.", "--")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito (2008): told apart by those who see no red or no green; in grey by `MARKERS`."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _ORIGIN = ("model", "dtype", "seed")
 _GEOMETRY = {"chunk_size": "C", "window_size": "W", "sink_tokens": "S", "page_group_size": "H_p"}
@@ -56,8 +60,9 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     """Write a plot of cells; the same cells give the same file.
 
     Several scorers stand beside each other, with a row for each task and context. Every panel has
-    a line for each level with its 95 % intervals (a style of line for each size, where several
-    were tried), and the accuracy of full KV as a black one.
+    a line for each level with its 95 % intervals (a colour and a marker for each level, a style of
+    line for each size, where several were tried), and the accuracy of full KV as a black one.
+    Ratios are on a logarithmic axis: halving one costs the same width everywhere.
 
     Args:
         cells: with those of full KV.
@@ -85,6 +90,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     size = (PANEL_INCHES[0] * columns + LEGEND_INCHES, PANEL_INCHES[1] * rows)
     compressed = [cell for cell in cells if cell["scorer"] is not None]
     levels = sorted({str(cell["level"]) for cell in compressed})
+    least = min((cell["ratio"] for cell in compressed), default=0.5)
     sizes = sorted({_size(cell, compressed) for cell in compressed})
     with matplotlib.rc_context({"svg.hashsalt": "tangram", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
@@ -93,16 +99,16 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         for panel, place in places.items():
             axis, baseline = axes[place], full.get(panel._replace(scorer=""))
             if baseline is not None:
-                shown["full KV"] = axis.axhline(baseline, color="black", linewidth=0.8)
+                shown[FULL] = axis.axhline(baseline, color="black", linewidth=0.8)
             for cell_line, points in _lines(panels[panel], compressed).items():
                 level, of_size = cell_line
                 label = f"{level}, {of_size}" if of_size else level
-                shown[label] = _draw_line(
-                    axis, points, f"C{levels.index(level)}", STYLES[sizes.index(of_size) % 4]
-                )
-            _name(axis, panel)
+                style = STYLES[sizes.index(of_size) % len(STYLES)]
+                shown[label] = _draw_line(axis, points, levels.index(level), style)
+            _name(axis, panel, least)
         for place in set(range(len(axes))) - set(places.values()):
             axes[place].axis("off")
+        shown = {label: shown[label] for label in sorted(shown, key=lambda s: (s != FULL, s))}
         figure.legend(shown.values(), shown, loc="outside right upper", fontsize=8)
         try:
             metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -148,7 +154,7 @@ def _lines(cells: Sequence[Cell], all_cells: Sequence[Cell]) -> dict[tuple[str, 
     return dict(sorted(lines.items()))
 
 
-def _draw_line(axis: Any, points: Sequence[Cell], colour: str, style: str) -> Any:
+def _draw_line(axis: Any, points: Sequence[Cell], level: int, style: str) -> Any:
     accuracy = [cell["accuracy"] for cell in points]
     below = [max(0.0, cell["accuracy"] - cell["interval_95"][0]) for cell in points]
     above = [max(0.0, cell["interval_95"][1] - cell["accuracy"]) for cell in points]
@@ -156,21 +162,23 @@ def _draw_line(axis: Any, points: Sequence[Cell], colour: str, style: str) -> An
         [cell["ratio"] for cell in points],
         accuracy,
         yerr=[below, above],
-        marker="o",
-        markersize=3,
+        marker=MARKERS[level % len(MARKERS)],
+        markersize=4,
         capsize=2,
-        color=colour,
+        color=COLOURS[level % len(COLOURS)],
         linestyle=style,
     )
 
 
-def _name(axis: Any, panel: _Panel) -> None:
+def _name(axis: Any, panel: _Panel, least_ratio: float) -> None:
     title = f"{Path(panel.task).name}, {panel.context_tokens:,} tokens"
     heading = [panel.scorer, ", ".join(panel.origin), title]
     axis.set_title("\n".join(part for part in heading if part), fontsize=9)
     axis.set_xlabel("share of the rows that is kept")
     axis.set_ylabel("accuracy")
-    axis.set_xlim(0, 1.03)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+    axis.set_xlim(least_ratio / 1.1, 1.1)
     axis.set_ylim(-0.02, 1.02)
     axis.grid(alpha=0.3)
 

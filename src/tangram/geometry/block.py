@@ -49,7 +49,8 @@ def check_chunk(
     C, W, S, P = chunk_size_tokens, window_size_tokens, n_sink_tokens, page_size_rows
     if C < P or C % P:
         raise ConfigurationError(
-            f"--compression-chunk-size is {C}: it must be a multiple of the page size, {P} rows"
+            f"--compression-chunk-size is {C}: it must be a multiple of the page size, {P} rows, "
+            "and above 0"
         )
     if not 0 <= W < C:
         raise ConfigurationError(
@@ -108,6 +109,14 @@ class BlockSizes:
         """First position that is still raw once `num_tokens` are computed."""
         C = self.chunk_size_tokens
         return max(0, num_tokens // C * C - self.window_size_tokens)
+
+    @property
+    def max_recent_tokens(self) -> int:
+        """Most tokens of a request at rest that are raw: a chunk but for one token, and the window.
+
+        After n tokens the first raw position is at most so many before n, for every n.
+        """
+        return self.chunk_size_tokens - 1 + self.window_size_tokens
 
     # -- bytes -------------------------------------------------------------------------------
 
@@ -213,7 +222,7 @@ class BlockSizes:
 
     def max_recent_blocks(self, max_step_tokens: int, max_model_len: int) -> int:
         """Most recent blocks that a request can hold while a step of that many tokens runs."""
-        tokens = self.chunk_size_tokens - 1 + self.window_size_tokens + max_step_tokens
+        tokens = self.max_recent_tokens + max_step_tokens
         return -(-min(tokens, max_model_len) // self.recent_block_tokens) + 1
 
     def held_bytes(self, num_tokens: int) -> int:

@@ -14,6 +14,7 @@ from tangram.budgets import allocate, default_level, floor_pages
 from tangram.errors import ConfigurationError
 from tangram.geometry import Geometry, LayerMap, check_chunk
 from tangram.plan.drift_reference import DriftReference
+from tangram.plan.model_shape import ModelShape
 from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity, Profile
 from tangram.scorers import get_scorer, scorer_title
@@ -123,13 +124,15 @@ def make_plan(
     options: CompressionOptions,
     model: ModelIdentity,
     itemsize_bytes: int,
+    shape: ModelShape | None = None,
 ) -> CompressionPlan:
     """Everything that serving the model with these options needs to know.
 
     Args:
         options: checked options.
-        model: the model that is served.
+        model: the model that is served, which a profile must be of.
         itemsize_bytes: bytes of one element of the cache.
+        shape: layers and heads as the engine knows them; those of `model` when absent.
 
     Raises:
         ConfigurationError: options that do not fit the model; the message names the flag.
@@ -152,21 +155,22 @@ def make_plan(
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
     level = options.compression_level or default_level(profile)
+    shape = shape or ModelShape.of(model)
     head_groups = allocate(
         level,
-        num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
+        num_layers=shape.num_layers,
+        num_kv_heads=shape.num_kv_heads,
         ratio=options.compression_ratio,
         chunk_size_tokens=options.compression_chunk_size,
         page_size_rows=PAGE_SIZE_ROWS,
-        page_group_size=group_size(options, model.num_kv_heads),
+        page_group_size=group_size(options, shape.num_kv_heads),
         n_sink_tokens=options.compression_n_sink_tokens,
         profile=profile,
     )
     geometry = Geometry(
         head_groups=head_groups,
-        num_query_heads=model.num_query_heads,
-        head_size=model.head_size,
+        num_query_heads=shape.num_query_heads,
+        head_size=shape.head_size,
         itemsize_bytes=itemsize_bytes,
         chunk_size_tokens=options.compression_chunk_size,
         window_size_tokens=options.compression_window_size,

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tangram.bundled import recall_model_path
-from tangram.errors import ConfigurationError, ProfileError, UnsupportedError
-from tangram.profile import text_config
+from tangram.errors import ConfigurationError, ProfileError
 from tangram.profile.cache import snapshot_folder
 
 RECALL = "recall"
@@ -18,9 +17,6 @@ PROFILE_FILE = "key_diff.profile"
 RECALL_GROUP_SIZE = 1
 """Heads of the recall model that share a budget: it has 4 KV heads a layer, and groups of 4 would
 leave it no budgets of its heads' own."""
-
-_FULL_ATTENTION = {"attention", "full_attention"}
-_HYBRID_KEYS = ("attn_layer_period", "hybrid_override_pattern", "mamba_d_state", "ssm_cfg")
 
 
 def is_bundled(model: str) -> bool:
@@ -101,6 +97,28 @@ def read_config(model: str, revision: str | None = None) -> dict[str, Any]:
     return config
 
 
+def config_at_hand(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The config of a model that is a folder, or in the Hugging Face cache; None for any other.
+
+    Args:
+        model: folder or name.
+        revision: of a model by name; its main branch when absent.
+
+    Raises:
+        ConfigurationError: it is here, and no JSON object.
+    """
+    if not (Path(model) / "config.json").is_file():
+        try:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(model, "config.json", revision=revision)
+        except Exception:  # not installed, or no name that the Hub could have
+            return None
+        if not isinstance(found, str):
+            return None
+    return read_config(model, revision)
+
+
 def _from_hub(model: str, revision: str | None) -> Path:
     looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_like_a_path or model.endswith(".json"):
@@ -115,28 +133,3 @@ def _from_hub(model: str, revision: str | None) -> Path:
             f"{error}: give a folder with a config.json, or check the name, the revision, the "
             "network and the access token"
         ) from error
-
-
-def refuse_config(model: str, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for a config whose model compression cannot serve yet."""
-    text = text_config(config)
-    reason = None
-    if config.get("is_encoder_decoder"):
-        reason = "is an encoder-decoder"
-    elif text.get("kv_lora_rank"):
-        reason = "uses MLA"
-    elif other := set(text.get("layer_types") or ()) - _FULL_ATTENTION:
-        reason = f"has layers other than full attention ({', '.join(sorted(map(str, other)))})"
-    elif text.get("sliding_window") and text.get("use_sliding_window") is not False:
-        reason = f"has sliding-window layers (sliding_window {text['sliding_window']})"
-    elif text.get("attention_chunk_size"):
-        reason = "has layers of local attention"
-    elif text.get("num_kv_shared_layers"):
-        reason = "shares KV between layers"
-    elif any(text.get(key) for key in _HYBRID_KEYS):
-        reason = "has layers other than attention"
-    if reason:
-        raise UnsupportedError(
-            f"KV cache compression does not support {model}, which {reason}: use a decoder-only "
-            "model all of whose layers are full attention"
-        )

@@ -15,7 +15,7 @@ from benchmarks.serving.report import main as report
 from benchmarks.serving.sides import COMPRESSED, SIDES, check_side, make_side
 from tangram.kernels.decode import make_split_map
 from tangram.serving.server import ServerError
-from tangram.vllm_plugin.worker import device
+from tangram.vllm_plugin.worker.runners import device
 
 
 def figures(ttft_s=1.0, count=40):

@@ -1,8 +1,10 @@
 """`tangram calibrate` before an engine starts: what it reads, and what it refuses."""
 
 import dataclasses
+import io
 import json
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -118,6 +120,10 @@ def test_texts_of_the_users_own(tmp_path):
         (["--engine-args", '{"fast": true}'], ["--engine-args", "no argument fast"]),
         (["--engine-args", '{"seed": "x"}'], ["--engine-args", "seed is 'x'", "integer"]),
         (["--engine-args", '{"block_size": 32}'], ["--engine-args", "--block-size 32", "--no-mea"]),
+        (
+            ["--engine-args", '{"kv_cache_dtype": "float16"}', "--dtype", "bfloat16"],
+            ["--kv-cache-dtype float16 with a model in bfloat16"],
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, arguments, words):
@@ -215,33 +221,85 @@ def test_where_no_ratio_can_be_measured_no_sample_is_held_back(tmp_path):
     assert len(few.samples) == 2
 
 
+@pytest.fixture
+def sliding(tmp_path):
+    """A model with weights and a tokenizer, whose layers attend to a window each."""
+    folder = tmp_path / "sliding"
+    shutil.copytree(bundled_model(), folder, ignore=shutil.ignore_patterns("config.json"))
+    config = json.loads((bundled_model() / "config.json").read_text())
+    for name in ("layer_types", "use_sliding_window", "max_window_layers"):
+        del config[name]
+    named = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (folder / "config.json").write_text(json.dumps(config | named | {"sliding_window": 512}))
+    return str(folder)
+
+
+def test_a_window_that_the_engine_leaves_out_is_no_hindrance(tmp_path, sliding):
+    """It was the remedy that a server offered, and calibration refused the model all the same."""
+    few = ("--samples", "4", "--compression-chunk-size", "128")
+    with pytest.raises(UnsupportedError, match=f"'{sliding}'.*--disable-sliding-window"):
+        prepared(tmp_path, *few, model=sliding)
+    engine = ("--engine-args", '{"disable_sliding_window": true}')
+    plan = prepared(tmp_path, *few, *engine, model=sliding)
+    assert plan.engine["disable_sliding_window"] is True
+    assert max(len(sample.token_ids) for sample in plan.samples + plan.held) < 512
+
+
 LAYOUT = SimpleNamespace(chunk_size_tokens=256)
 
 
 @pytest.mark.parametrize(
-    ("config", "overrides", "longest"),
+    ("config", "engine", "longest"),
     [
-        ({"max_position_embeddings": 8192}, None, 8192),
-        ({"max_position_embeddings": 8192}, {"max_position_embeddings": 32768}, 32768),
+        ({"max_position_embeddings": 8192}, {}, 8192),
+        ({"max_position_embeddings": 8192},
+         {"hf_overrides": {"max_position_embeddings": 32768}}, 32768),
         ({"max_position_embeddings": 8192, "rope_scaling": {"type": "linear", "factor": 4.0}},
-         None, 32768),
+         {}, 32768),
         ({"max_position_embeddings": 8192, "rope_scaling": None,
-          "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, None, 16384),
+          "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, {}, 16384),
         ({"max_position_embeddings": 131072,
-          "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None, 131072),
+          "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, 131072),
+        ({"max_position_embeddings": 8192, "sliding_window": 1024},
+         {"disable_sliding_window": True}, 1024),
+        ({"max_position_embeddings": 8192, "sliding_window": None},
+         {"disable_sliding_window": True}, 8192),
+        ({"max_position_embeddings": 8192, "sliding_window": 1024,
+          "rope_scaling": {"type": "linear", "factor": 4.0}},
+         {"disable_sliding_window": True}, 4096),
     ],
 )  # fmt: skip
-def test_samples_are_as_long_as_vllm_lets_the_model_go(config, overrides, longest):
-    assert _max_tokens(longest - 1, config, overrides, LAYOUT) == longest - 1
+def test_samples_are_as_long_as_vllm_lets_the_model_go(config, engine, longest):
+    assert _max_tokens(longest - 1, config, engine, LAYOUT) == longest - 1
     with pytest.raises(ConfigurationError, match=f"less than the model's {longest}"):
-        _max_tokens(longest, config, overrides, LAYOUT)
+        _max_tokens(longest, config, engine, LAYOUT)
 
 
 def test_where_the_config_tells_no_length_none_is_claimed():
-    assert _max_tokens(1_000_000, {}, None, LAYOUT) == 1_000_000
-    assert _max_tokens(None, {}, None, LAYOUT) == 4096
+    assert _max_tokens(1_000_000, {}, {}, LAYOUT) == 1_000_000
+    assert _max_tokens(None, {}, {}, LAYOUT) == 4096
     with pytest.raises(ConfigurationError, match="chunk-size.$"):
-        _max_tokens(256, {}, None, LAYOUT)
+        _max_tokens(256, {}, {}, LAYOUT)
+
+
+def test_without_a_terminal_there_are_plain_lines_of_what_goes_on(capsys):
+    with calibrate._bar(Console(stderr=True), 12) as (done, tell):
+        for samples in (0, 0, 1, 4, 5, 5, 6, 10, 11, 12, 12):  # read twice, some are told twice
+            done(samples)
+        tell("ratio 0.5: error: 0.25")
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"{samples} of 12 samples read" for samples in (0, 5, 10, 12)),
+        "measuring: ratio 0.5: error: 0.25",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_plain_line():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with calibrate._bar(console, 10) as (done, tell):
+        done(5)
+        tell("ratio 0.5")
+    said = console.file.getvalue()
+    assert "5/10" in said and "measuring: ratio 0.5" in said and "samples read" not in said
 
 
 def test_the_command_that_serves_names_what_is_not_by_default(tmp_path, capsys):

@@ -8,8 +8,9 @@ import pytest
 
 from tangram import cli
 from tangram.cli import doctor
-from tangram.vllm_plugin.compat import hooks
-from tangram.vllm_plugin.compat.hooks import HookResult
+from tangram.vllm_plugin.compat import version
+from tangram.vllm_plugin.compat.hook import HookResult
+from tangram.vllm_plugin.frontend import hooks
 
 GOOD = HookResult("a good hook", "vllm.place:thing", "what it is for", None)
 BROKEN = HookResult("a broken hook", "vllm.place:other", "what it was for", "takes [x], lacks y")
@@ -23,7 +24,7 @@ def sound(monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda *names: "0.32.0")
     monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ())
     monkeypatch.setattr(hooks, "check_hooks", lambda: [GOOD])
-    monkeypatch.setattr(hooks, "describe_platform", lambda: "cuda (A GPU)")
+    monkeypatch.setattr(version, "describe_platform", lambda: "cuda (A GPU)")
     return known
 
 
@@ -102,9 +103,19 @@ def test_a_model_that_can_be_compressed(llama, capsys):
     assert "8 KV and 32 query heads of 128" in row(capsys.readouterr().out, "│ model")
 
 
-def test_a_model_that_cannot_be_compressed(write_config, capsys):
-    assert cli.main(["doctor", "--model", str(write_config(kv_lora_rank=512))]) == 1
-    assert "uses MLA" in row(capsys.readouterr().out, "│ model")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kv_lora_rank": 512}, "uses MLA"),
+        ({"full_attention_interval": 4}, "full_attention_interval 4"),
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "does not generate text"),
+        ({"quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}, "quantised KV cache"),
+    ],
+)
+def test_a_model_that_cannot_be_compressed(write_config, capsys, monkeypatch, changes, reason):
+    monkeypatch.setenv("COLUMNS", "800")  # a reason and its remedy are a long line
+    assert cli.main(["doctor", "--model", str(write_config(**changes))]) == 1
+    assert reason in row(capsys.readouterr().out, "│ model")
 
 
 SERVED = """\

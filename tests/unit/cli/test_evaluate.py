@@ -9,6 +9,7 @@ import pytest
 from tangram import cli
 from tangram.cli import evaluate
 from tangram.cli.evaluate_options import parser
+from tangram.errors import UnsupportedError
 from tangram.evaluate.cells import Grid, make_settings
 from tangram.plan.models import bundled_model, read_config
 from tangram.profile import ERROR_CURVE, QUERY_MEAN, ModelIdentity, Profile
@@ -124,6 +125,29 @@ def test_figures_are_whole_on_a_narrow_terminal(shelf, capsys, monkeypatch):
     assert "…" not in table
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("tova") == table.count("15-85") == 2
+
+
+def test_tables_in_a_file_are_as_wide_as_they_need_to_be(shelf, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    argv = ["--scorers", "streaming_llm", "--chunk-sizes", "64,128", "--window-sizes", "8,16",
+            "--sink-tokens", "2,4", "--ratios", "0.5"]  # fmt: skip
+    assert cli.main(["evaluate", *SMALL, *argv]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert sum("streaming_llm" in row and "15-85" in row for row in table) == 8
+    assert max(map(len, table)) > 80
+
+
+def test_without_a_terminal_every_cell_has_a_plain_line(shelf, capsys):
+    assert cli.main(["evaluate", *SMALL, "--ratios", "0.5", "--context-tokens", "300,400"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\d+ s$", "s", line) for line in said] == [
+        "full KV: starting, 8 questions",
+        "full KV: recall, 300 tokens: 4 of 4 right, s",
+        "full KV: recall, 400 tokens: 4 of 4 right, s",
+        "key_diff, uniform, ratio 0.5: starting, 8 questions",
+        "key_diff, uniform, ratio 0.5: recall, 300 tokens: 2 of 4 right, s",
+        "key_diff, uniform, ratio 0.5: recall, 400 tokens: 2 of 4 right, s",
+    ]
 
 
 def test_sizes_that_differ_have_a_column(shelf, capsys):
@@ -361,6 +385,16 @@ def test_a_model_is_needed(no_engine, capsys):
 def settings(**changes):
     grid = Grid(**{**dict(ratios=[0.5], scorers=["key_diff"], profile="none"), **changes})
     return make_settings(grid, "recall", read_config("recall"), 4)
+
+
+def test_what_the_engine_would_refuse_is_refused_before_one_is_made():
+    grid = Grid(ratios=[0.5], scorers=["key_diff"], profile="none")
+    config = read_config("recall") | {"sliding_window": 512, "use_sliding_window": True}
+    with pytest.raises(UnsupportedError, match="'recall'.*sliding_window 512.*--disable-sliding"):
+        make_settings(grid, "recall", config, 4)
+    assert len(make_settings(grid, "recall", config, 4, {"disable_sliding_window": True})) == 2
+    with pytest.raises(UnsupportedError, match="--tensor-parallel-size 2 yet in --engine: use"):
+        make_settings(grid, "recall", read_config("recall"), 4, {"tensor_parallel_size": 2})
 
 
 def test_the_settings_are_all_combinations():

@@ -270,12 +270,23 @@ def test_the_dtype_that_vllm_would_take(config, expected):
         ({"attention_chunk_size": 8192}, "local attention"),
         ({"num_kv_shared_layers": 2}, "shares KV"),
         ({"mamba_d_state": 16}, "other than attention"),
+        ({"full_attention_interval": 4}, "other than attention over all tokens (full_attention_in"),
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "does not generate text"),
+        (
+            {"quantization_config": {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}},
+            "quantised KV cache (kv_cache_scheme of quantization_config): give --dtype and",
+        ),
     ],
 )
 def test_models_that_cannot_be_compressed_are_refused(write_config, capsys, changes, reason):
     model = write_config(**changes)
     assert plan("--gpu-memory", "16", model=model) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_cache_that_does_without_the_checkpoints_scales_is_planned(write_config):
+    model = write_config(quantization_config={"kv_cache_scheme": {"num_bits": 8}})
+    assert plan("--gpu-memory", "16", "--dtype", "bfloat16", model=model) == 0
 
 
 @pytest.mark.parametrize(

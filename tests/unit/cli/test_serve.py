@@ -1,5 +1,6 @@
 """How `tangram serve` turns its arguments into those of `vllm serve`."""
 
+import json
 import os
 import sys
 from importlib import metadata
@@ -9,7 +10,12 @@ import pytest
 from tangram import cli, installed
 from tangram.cli import serve
 from tangram.cli.serve import serve_arguments
-from tangram.errors import ConfigurationError, ProfileMismatchError, ScorerError
+from tangram.errors import (
+    ConfigurationError,
+    ProfileMismatchError,
+    ScorerError,
+    UnsupportedError,
+)
 from tangram.plan import models
 from tangram.plan.models import bundled_profile_options
 from tangram.profile import ModelIdentity, Profile
@@ -144,6 +150,68 @@ def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arg
     assert cli.main(["serve", str(llama), *arguments]) == 2
     captured = capsys.readouterr().err
     assert said in captured and "Traceback" not in captured
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-tp", "2"], "--tensor-parallel-size 2 yet: use --tensor-parallel-size 1"),
+        (["--pipeline_parallel_size=2"], "--pipeline-parallel-size 2"),
+        (["--kv-cache-dtype", "fp8"], "a quantised KV cache (--kv-cache-dtype fp8)"),
+        (["--kv-cache-dtype=float16", "--dtype=bfloat16"], "--kv-cache-dtype float16 with a model"),
+        (["--speculative-config.method", "ngram"], "speculative decoding (--speculative-config"),
+        (["-sc", '{"method": "ngram"}'], "speculative decoding (--speculative-config"),
+        (["--kv-offloading-size", "1.5"], "--kv-offloading-size): leave them out"),
+        (["--block-size", "64"], "--block-size 64: leave it out"),
+        (["--enable-dbo"], "--enable-dbo"),
+        (["--disable-hybrid-kv-cache-manager"], "--disable-hybrid-kv-cache-manager"),
+        (["--attention-backend", "FLASH_ATTN"], "--attention-backend"),
+        (["--runner", "pooling"], "does not generate text"),
+        (["-tp", "two"], "invalid int value: 'two'"),
+    ],
+)
+def test_an_option_that_is_not_served_is_told_before_vllm_is_loaded(
+    monkeypatch, llama, capsys, flags, said
+):
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("became vLLM"))
+    assert cli.main(["serve", str(llama), *flags]) == 2
+    captured = capsys.readouterr().err
+    assert said in captured and "Traceback" not in captured
+
+
+def test_options_that_are_served_are_handed_on(llama):
+    served = ["-tp", "1", "--no-enable-dbo", "--kv-cache-dtype", "auto", "--runner=generate"]
+    others = ["-cc.mode=none", "-dp", "2", "--attention-config.flash_attn_version", "2"]
+    serve.check_options(serve_arguments([str(llama), *served, *others]))
+
+
+def test_a_model_that_is_not_served_is_told_before_vllm_is_loaded(monkeypatch, write_config):
+    model = str(write_config(sliding_window=4096))
+    with pytest.raises(UnsupportedError, match="sliding_window 4096.*--disable-sliding-window"):
+        serve.check_options(serve_arguments([model]))
+    serve.check_options(serve_arguments([model, "--disable-sliding-window"]))
+    serve.check_options(serve_arguments([model, "--hf-overrides.sliding_window", "null"]))
+
+
+def test_a_profile_made_without_the_window_is_served_without_it(write_config, tmp_path):
+    folder = write_config(sliding_window=4096)
+    config = json.loads((folder / "config.json").read_text()) | {"sliding_window": None}
+    path = tmp_path / "p.profile"
+    Profile(
+        model=ModelIdentity.from_config(config), scorer_name="key_diff",
+        chunk_size_tokens=256, window_size_tokens=32, n_sink_tokens=4,
+    ).save(path)  # fmt: skip
+    given = [str(folder), "--disable-sliding-window", "--compression-profile", str(path)]
+    serve.check_options(serve_arguments([*given, "--compression-level", "uniform"]))
+
+
+def test_a_model_by_name_is_looked_at_where_the_hub_cached_it(hub, llama):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"kv_lora_rank": 512}))
+    with pytest.raises(UnsupportedError, match="'org/m', which uses MLA"):
+        serve.check_options(serve_arguments([hub]))
+    serve.check_options(serve_arguments([hub, "--revision", "old"]))
+    serve.check_options(serve_arguments([hub, "--revision", "none"]))
 
 
 def test_a_mistake_names_the_command_however_it_was_started(monkeypatch, capsys):

@@ -270,6 +270,58 @@ def test_locomo_draws_its_questions_by_the_seed(write):
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_a_locomo_record_of_unanswerable_questions_alone_is_left_out(write):
+    unanswerable = {**LOCOMO, "sample_id": "talk-0", "qa": [LOCOMO["qa"][2]]}
+    path = write("locomo.json", unanswerable, LOCOMO, array=True)
+    (dialogue,) = dialogues("locomo", path, Sizes(None, 1, 9, 1))
+    assert dialogue.questions[0].name == "talk-1/0"
+    alone = write("alone.json", unanswerable, array=True)
+    assert dialogues("locomo", alone) == []
+
+
+def scbench(answer, **more):
+    return {
+        **SCBENCH,
+        "multi_turns": [{"input": "Where do the boats lie?", "answer": answer} | more],
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "record", "said"),
+    [
+        ("scbench", "scbench_kv.jsonl", scbench(""), "'answer' is blank, so that any reply"),
+        ("scbench", "scbench_kv.jsonl", scbench(" \n"), "'answer' is blank"),
+        ("scbench", "scbench_kv.jsonl", scbench([]), "'answer' is an empty list"),
+        ("scbench", "scbench_kv.jsonl", scbench([None]), "'answer' is null, neither a text nor"),
+        ("scbench", "scbench_qa_eng.jsonl", scbench(["", "in the harbour"]), "'answer' is blank"),
+        ("scbench", "scbench_vt.jsonl", scbench(["XKJWA", ""]), "'answer' is blank"),
+        ("scbench", "scbench_many_shot.jsonl", scbench(["A", ""]), "'answer' is blank"),
+        ("scbench", "scbench_vt.jsonl", scbench([True]), "'answer' is true, neither"),
+        ("scbench", "scbench_vt.jsonl", scbench([["XKJWA"]]), "'answer' is [\"XKJWA\"], neither"),
+        (
+            "scbench",
+            "scbench_choice_eng.jsonl",
+            scbench("B", options=["one", ""]),
+            "an option is bl",
+        ),
+        (
+            "scbench",
+            "scbench_choice_eng.jsonl",
+            scbench("A", options=["one", None]),
+            "option is null",
+        ),
+        ("longmemeval", "l.json", {**LONGMEMEVAL, "answer": " "}, "'answer' is blank"),
+        ("locomo", "l.json", {**LOCOMO, "qa": [{**LOCOMO["qa"][1], "answer": ""}]}, "blank"),
+        ("locomo", "l.json", {**LOCOMO, "qa": [{**LOCOMO["qa"][3], "answer": "; he"}]}, "blank"),
+    ],
+)
+def test_an_answer_that_any_reply_satisfies_is_told_with_its_line(write, spec, file, record, said):
+    path = write(file, record)
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as caught:
+        dialogues(spec, path)
+    assert f"{path}, line 1" in str(caught.value)
+
+
 def without(record, name):
     return {key: value for key, value in record.items() if key != name}
 
@@ -285,7 +337,7 @@ def without(record, name):
         ("longmemeval", "l.json", without(LONGMEMEVAL, "haystack_dates"), "'haystack_dates'"),
         ("longmemeval", "l.json", {**LONGMEMEVAL, "haystack_dates": []}, "0 haystack_dates"),
         ("locomo", "l.json", without(LOCOMO, "qa"), "'qa' of type list, found none"),
-        ("locomo", "l.json", {**LOCOMO, "qa": [LOCOMO["qa"][2]]}, "no question of categories"),
+        ("locomo", "l.json", {**LOCOMO, "qa": []}, "no question of categories"),
         ("locomo", "l.json", "text", "a JSON object, found str"),
     ],
 )
@@ -302,7 +354,13 @@ def test_another_format_is_told_with_its_line(write, spec, file, record, said, a
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [('{"a": 1}\n{"a": ', 2), ('[\n{"a": 1},\n\n{"a" 2}]', 4), ("[1", 1), ("[{}", 1)],
+    [
+        ('{"a": 1}\n{"a": ', 2),
+        ('[\n{"a": 1},\n\n{"a" 2}]', 4),
+        ("[1", 1),
+        ("[{}", 1),
+        ('[{"a": 1}]\n\n[{"a": 2}]\n', 3),
+    ],
 )
 def test_a_broken_file_is_told_with_its_line(tmp_path, text, line):
     from tangram.evaluate.tasks.records import read_records

@@ -4,6 +4,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from tangram.errors import ConfigurationError
@@ -204,6 +205,61 @@ def test_panels_of_one_scorer_are_wrapped(tmp_path, monkeypatch):
 def test_sizes_that_differ_make_lines_of_their_own(tmp_path):
     svg = drawn(tmp_path, [cell(chunk_size=128), cell(chunk_size=256, digest="b")])
     assert {"uniform, C = 128", "uniform, C = 256"} <= set(texts(svg))
+
+
+# What is seen of linear red, green and blue (Machado, Oliveira and Fernandes, 2009).
+DICHROMATS = {
+    "no red": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "no green": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+def test_levels_differ_in_marker_and_in_colours_that_all_readers_tell_apart(tmp_path, monkeypatch):
+    from matplotlib.colors import to_hex, to_rgb
+
+    from tangram.budgets import LEVELS
+
+    drawn_lines = []
+    draw_line = plot._draw_line
+    monkeypatch.setattr(
+        plot, "_draw_line", lambda *given: drawn_lines.append(draw_line(*given)) or drawn_lines[-1]
+    )
+    cells = [
+        cell(ratio=ratio, digest=level) | {"level": level}
+        for level in LEVELS
+        for ratio in (0.25, 0.5)
+    ]
+    plot.draw(cells, tmp_path / "plot.svg")
+    styles = {(line[0].get_marker(), to_hex(line[0].get_color())) for line in drawn_lines}
+    assert len({marker for marker, _ in styles}) == len({c for _, c in styles}) == len(LEVELS)
+    for matrix in DICHROMATS.values():
+        light = np.array([to_rgb(colour) for _, colour in sorted(styles)]) ** 2.2
+        seen = np.clip(light @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
+        gaps = [np.linalg.norm(one - other) for i, one in enumerate(seen) for other in seen[:i]]
+        assert min(gaps) > 0.15  # matplotlib's own first six: 0.05 and 0.12
+
+
+def test_halving_a_ratio_costs_the_same_width_everywhere(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: kept.append(figure))
+    plot.draw([cell(ratio=ratio) for ratio in (0.0625, 0.5)], tmp_path / "plot.svg")
+    (axis,) = (axis for axis in kept[0].axes if axis.axison)
+    at = [axis.transData.transform((ratio, 0.5))[0] for ratio in (0.0625, 0.125, 0.25, 0.5, 1)]
+    steps = [right - left for left, right in zip(at, at[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 4)
+    low, high = axis.get_xlim()
+    assert low < 0.0625 and high > 1
+    assert axis.xaxis.get_major_formatter()(0.125, 0) == "0.125"
 
 
 def test_what_cannot_be_drawn_is_told(tmp_path, monkeypatch):

@@ -65,6 +65,16 @@ def test_blocks_held_is_a_naive_count_in_every_step(g, data):
     assert peak <= g.max_recent_blocks(largest, max_model_len=computed)
 
 
+@given(geometries())
+def test_a_step_reads_no_raw_token_further_back_than_the_most_that_are_recent(g):
+    C = g.chunk_size_tokens
+    lengths = range((MAX_CHUNKS - 1) * C, MAX_CHUNKS * C)
+    # A step reads what is raw before it, whatever it goes on to seal.
+    back = [n - min(raw_tokens(g, n), default=n) for n in range(MAX_CHUNKS * C)]
+    assert max(back) <= g.max_recent_tokens
+    assert max(back[n] for n in lengths) == g.max_recent_tokens
+
+
 @given(geometries(), st.data())
 def test_the_most_recent_blocks_are_bounded_by_the_model_length_too(g, data):
     max_model_len = data.draw(st.integers(1, 3 * g.chunk_size_tokens))

@@ -26,8 +26,8 @@ def geometry(**changes) -> Geometry:
     [
         ({"chunk_size_tokens": 40}, ["--compression-chunk-size is 40", "16 rows"]),
         ({"chunk_size_tokens": 8}, ["--compression-chunk-size is 8"]),
-        ({"chunk_size_tokens": 0}, ["--compression-chunk-size is 0"]),
-        ({"chunk_size_tokens": -64}, ["--compression-chunk-size is -64"]),
+        ({"chunk_size_tokens": 0}, ["--compression-chunk-size is 0", "above 0"]),
+        ({"chunk_size_tokens": -64}, ["--compression-chunk-size is -64", "above 0"]),
         ({"window_size_tokens": 64}, ["--compression-window-size is 64", "below"]),
         ({"window_size_tokens": -1}, ["--compression-window-size is -1"]),
         ({"n_sink_tokens": 57}, ["--compression-n-sink-tokens is 57", "56 tokens"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,93 +9,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tangram.calibrate.texts.rows import text_of
 from tangram.calibrate.texts.samples import Encoder, Sample, Text
 from tangram.errors import ConfigurationError, TextError
+from tangram.json_values import NotJSONError, json_values
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROWS_A_SAMPLE = 40
 """Rows of a dataset that are read at most for every sample that is asked for."""
-FORMS = '"messages", "conversations", "text", or "prompt" and "completion"'
-
-
-def text_of(row: Mapping[str, Any], where: str) -> Text:
-    """The text in a row.
-
-    Args:
-        row: an object with `messages` (`role`, `content`), `conversations` (`from`, `value`),
-            `prompt` and `completion`, or `text`; what is null counts as left out, because a
-            dataset gives every row the keys of all rows.
-        where: its place, for errors.
-
-    Raises:
-        TextError: it has none of these, or not as expected; names the place.
-    """
-    row = _without_nulls(row)
-    if "messages" in row or "conversations" in row:
-        name = "messages" if "messages" in row else "conversations"
-        messages = row[name]
-        if not isinstance(messages, list) or not messages:
-            raise TextError(where, f'"{name}" is to be a list of messages, got {messages!r:.60}')
-        spoken = tuple(_message(message, where) for message in messages)
-        return _readable(Text("chat", spoken, where=where))
-    if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-        turns = (("user", row["prompt"]), ("assistant", row["completion"]))
-        messages = tuple({"role": role, "content": content} for role, content in turns)
-        return _readable(Text("completion", messages, where=where))
-    if isinstance(row.get("text"), str):
-        return _readable(Text("text", plain=row["text"], where=where))
-    raise TextError(where, f"expected {FORMS}, got the keys {', '.join(sorted(row)) or 'none'}")
-
-
-def _message(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, Mapping):
-        raise TextError(where, f"a message is to be an object, got {message!r:.60}")
-    message = _without_nulls(message)
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(content, list):  # parts, of which the text is what a language model reads
-        content = "".join(str(p.get("text") or "") for p in content if isinstance(p, Mapping))
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise TextError(
-            where,
-            'a message needs a text under "role" and "content", or "from" and "value", got '
-            f"{', '.join(map(str, message)) or 'nothing'}",
-        )
-    return {"role": _SHAREGPT_ROLES.get(role, role), "content": content}
-
-
-def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
-
-
-def _readable(text: Text) -> Text:
-    """The text, if a tokenizer can take it: JSON may spell halves of characters."""
-    try:
-        for part in (text.plain, *(part for message in text.messages for part in message.values())):
-            part.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TextError(text.where, f"its text is no Unicode ({error.reason})") from error
-    return text
 
 
 def read_json_lines(path: Path) -> list[Text]:
-    """The texts of a file with one JSON object a line; empty lines are passed over.
+    """The texts of a file with one JSON object a line, or one array of them.
 
     Raises:
         ConfigurationError: it cannot be read, or has a line that is none; names file and line.
     """
     texts = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TextError(where, f"no JSON object ({error})") from error
-        if not isinstance(row, dict):
-            raise TextError(where, f"expected a JSON object, got {type(row).__name__}")
-        texts.append(text_of(row, where))
+    try:
+        for number, row in json_values(_read(path)):
+            where = f"{path}, line {number}"
+            if not isinstance(row, dict):
+                raise TextError(where, f"expected a JSON object, got {type(row).__name__}")
+            texts.append(text_of(row, where))
+    except NotJSONError as error:
+        raise TextError(f"{path}, line {error.line}", f"no JSON object ({error})") from error
     return texts
 
 

@@ -55,7 +55,7 @@ def load_samples(
     """Samples longer than a chunk, at most `count`, and what they are in words.
 
     Args:
-        data: `bundled`, `hf:NAME[:SPLIT]`, or a .jsonl or .txt file.
+        data: `bundled`, `hf:NAME[:SPLIT]`, or a .jsonl, .json or .txt file.
         tokenizer: of the model.
         count: samples that are wanted.
         max_tokens: longest sample; longer ones lose their end.
@@ -87,11 +87,11 @@ def load_samples(
         samples = draw_rows(name, load, encoder, count, chunk_size_tokens, seed, tell)
     else:
         path = Path(data)
-        if path.suffix not in (".jsonl", ".txt"):
+        if path.suffix not in (".jsonl", ".json", ".txt"):
             raise ConfigurationError(
-                f"--data {data}: give a .jsonl or .txt file, hf:NAME[:SPLIT], or {BUNDLED}"
+                f"--data {data}: give a .jsonl, .json or .txt file, hf:NAME[:SPLIT], or {BUNDLED}"
             )
-        texts = read_json_lines(path) if path.suffix == ".jsonl" else read_plain(path, encoder)
+        texts = read_plain(path, encoder) if path.suffix == ".txt" else read_json_lines(path)
         samples = draw(texts, encoder, count, chunk_size_tokens, seed)
     if not samples:
         raise ConfigurationError(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from tangram.errors import ConfigurationError, TextError
-from tangram.templates import fixed_clock
-
-Messages = Sequence[dict[str, str]]
-Render = Callable[[Messages, bool], str]
-"""(messages, whether an answer is to follow) -> the text."""
+from tangram.calibrate.texts.messages import THOUGHTS, Message
+from tangram.calibrate.texts.rendering import ChatRenderer, Render
+from tangram.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -21,14 +18,16 @@ class Text:
 
     Attributes:
         kind: what it is, in a word.
-        messages: turns with `role` and `content`; empty for plain text.
+        messages: turns, in the form of `messages.Message`; empty for plain text.
         plain: the text, where it is no conversation.
+        tools: that the assistant may call, in the form of `messages.tools_of`.
         where: file and line that it came from, for errors.
     """
 
     kind: str
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
     plain: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
     where: str = "the built-in samples"
 
 
@@ -61,10 +60,9 @@ class Sample:
 
 
 class Encoder:
-    """From texts to samples, in the model's own chat format.
+    """From texts to samples, in the model's own chat format; see `ChatRenderer`.
 
-    Without a chat template a conversation is written as "User: ..." and "Assistant: ..." in
-    paragraphs of their own, with the tokens that the tokenizer puts around any text.
+    A model without a chat template gets the tokens that its tokenizer puts around any text.
 
     Args:
         tokenizer: of the transformers library.
@@ -73,7 +71,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer = tokenizer
-        self._clock = fixed_clock(tokenizer)
+        self._chat = ChatRenderer(tokenizer)
         self.max_tokens = max_tokens
 
     def count(self, text: str) -> int:
@@ -89,14 +87,18 @@ class Encoder:
         """The sample of a text.
 
         Raises:
-            TextError: the chat template does not take the conversation; names its place.
+            TextError: the chat template does not take the conversation, or leaves something of it
+                out; names its place.
         """
-        templated = bool(text.messages) and bool(getattr(self.tokenizer, "chat_template", None))
-        render = self._templated if templated else _written_out
-        rendered = self._whole(text, render) if text.messages else text.plain
+        rendered, spans, special = text.plain, [], True
+        if text.messages:
+            rendered, render = self._chat.whole(text.messages, text.tools, text.where)
+            first, *others = _answer_spans(text.messages, rendered, render) or [None]
+            spans = [span for span in others if span] or ([first] if first else [])
+            special = not self._chat.has_template
         offsets_known = bool(getattr(self.tokenizer, "is_fast", False))
         encoded = self.tokenizer(
-            rendered, add_special_tokens=not templated, return_offsets_mapping=offsets_known
+            rendered, add_special_tokens=special, return_offsets_mapping=offsets_known
         )
         ids = tuple(encoded["input_ids"])[: self.max_tokens]
         if offsets_known:
@@ -105,58 +107,52 @@ class Encoder:
             # Good to a token or so, which is all that a weight needs.
             each = len(rendered) / max(1, len(encoded["input_ids"]))
             ends = [round((token + 1) * each) for token in range(len(ids))]
-        first, *others = _answer_spans(text.messages, rendered, render) or [None]
-        spans = [span for span in others if span] or ([first] if first else [])
         return Sample(text.kind, ids, _positions_before(spans, ends))
-
-    def _templated(self, messages: Messages, answer_next: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=answer_next,
-                **self._clock,
-            )
-        )
-
-    def _whole(self, text: Text, render: Render) -> str:
-        try:
-            return render(text.messages, False)
-        except Exception as error:  # templates raise what they like
-            reason = str(error).strip().split("\n")[0]
-            roles = ", ".join(message["role"] for message in text.messages[:8])
-            raise TextError(
-                text.where,
-                f"the model's chat template does not take this conversation ({reason}), whose "
-                f"roles are {roles}",
-            ) from error
-
-
-def _written_out(messages: Messages, answer_next: bool) -> str:
-    paragraphs = [f"{m['role'].capitalize()}: {m['content']}" for m in messages]
-    return "\n\n".join([*paragraphs, *(["Assistant: "] if answer_next else [])])
 
 
 def _answer_spans(
-    messages: Messages, rendered: str, render: Render
+    messages: Sequence[Message], rendered: str, render: Render
 ) -> list[tuple[int, int] | None]:
     """[start, stop) of every assistant's message in the rendered text, None where it is not there.
 
     A message is looked for from where the text departs from that of a conversation which ends
-    before it: what a template writes around messages may contain short ones.
+    before it: what a template writes around messages may contain short ones. Tool calls end where
+    the text departs from that of one which ends with them.
     """
     spans: list[tuple[int, int] | None] = []
     start = 0
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        start = max(start, _shared_with(rendered, render, messages[:number], True))
+        begin, end = _find(message["content"], rendered, start) or (start, start)
+        thoughts = message.get(THOUGHTS[0], "").strip()
+        found = rendered.find(thoughts, start, begin)
+        if thoughts and found >= 0:
+            begin = found
+        if "tool_calls" in message:
+            shared = _shared_with(rendered, render, messages[: number + 1], False)
+            end = max(end, len(rendered[:shared].rstrip()))
+        spans.append((begin, end) if end > begin else None)
+        start = max(start, end)
+    return spans
+
+
+def _shared_with(
+    rendered: str, render: Render, messages: Sequence[Message], answer_next: bool
+) -> int:
+    """Characters that a text has in common with that of fewer messages of the conversation.
+
+    Thoughts of their last turn, which the whole text may leave out, count as there or as not.
+    """
+    without = [{k: v for k, v in m.items() if k not in THOUGHTS} for m in messages]
+    shared = [0]
+    for some in (messages, without) if without != list(messages) else (messages,):
         try:
-            start = max(start, _shared(rendered, render(messages[:number], True)))
+            shared.append(_shared(rendered, render(some, answer_next)))
         except Exception:  # templates raise what they like; after the last answer it is in any case
             pass
-        spans.append(_find(message["content"], rendered, start))
-        start = (spans[-1] or (0, start))[1]
-    return spans
+    return max(shared)
 
 
 def _shared(one: str, other: str) -> int:

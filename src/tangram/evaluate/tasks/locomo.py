@@ -31,7 +31,8 @@ class LoCoMo(Task):
 
     Scores are the benchmark's: F1 of words, in category 1 for each part between commas, in
     category 3 without what follows a semicolon; but words are compared whole, not by their stems.
-    Unanswerable questions (category 5) are left out: a lost context answers them best.
+    Unanswerable questions (category 5), and records that have no others, are left out: a lost
+    context answers them best.
 
     Source: LoCoMo (2402.17753).
     """
@@ -44,9 +45,16 @@ class LoCoMo(Task):
         self.path = path
 
     def dialogues(self, sizes: Sizes, measure: Measure) -> list[Dialogue]:
-        """See `Task.dialogues`; the file's first records, questions drawn by the seed."""
-        records = islice(read_records(self.path, "LoCoMo"), sizes.conversations)
-        return [_dialogue(record, sizes, number) for number, record in enumerate(records)]
+        """See `Task.dialogues`; the file's first scored records, questions drawn by the seed."""
+        scored = (
+            (record, asked)
+            for record in read_records(self.path, "LoCoMo")
+            if (asked := _scored(record))
+        )
+        return [
+            _dialogue(record, asked, sizes, number)
+            for number, (record, asked) in enumerate(islice(scored, sizes.conversations))
+        ]
 
     def score(self, question: Question, answer: str) -> float:
         """F1 of words."""
@@ -54,7 +62,24 @@ class LoCoMo(Task):
         return rule(answer, question.expected[0])
 
 
-def _dialogue(record: Record, sizes: Sizes, number: int) -> Dialogue:
+def _scored(record: Record) -> list[tuple[int, Record]]:
+    """The questions that have an answer, with their places among all.
+
+    Raises:
+        ConfigurationError: there is no question at all.
+    """
+    questions = [
+        (index, record.inner(one, f"qa {index}"))
+        for index, one in enumerate(record.get("qa", list))
+    ]
+    if not questions:
+        raise ConfigurationError(f"{record.where}: 'qa' has no question of categories 1 to 4")
+    return [(index, one) for index, one in questions if one.get("category", int) in SCORED]
+
+
+def _dialogue(
+    record: Record, asked: list[tuple[int, Record]], sizes: Sizes, number: int
+) -> Dialogue:
     talk = record.inner(record.get("conversation", dict), "'conversation'")
     people = talk.get("speaker_a", str), talk.get("speaker_b", str)
     parts = [
@@ -70,13 +95,6 @@ def _dialogue(record: Record, sizes: Sizes, number: int) -> Dialogue:
             shown = f" [shows {caption}]" if caption else ""
             lines.append(f"{said.get('speaker', str)}: {said.get('text', str)}{shown}")
         parts.append("\n".join(lines))
-    asked = [
-        (index, question)
-        for index, one in enumerate(record.get("qa", list))
-        if (question := record.inner(one, f"qa {index}")).get("category", int) in SCORED
-    ]
-    if not asked:
-        raise ConfigurationError(f"{record.where}: 'qa' has no question of categories 1 to 4")
     rng = random.Random(f"locomo/{sizes.seed}/{number}")
     chosen = sorted(rng.sample(range(len(asked)), min(sizes.questions, len(asked))))
     name = record.fields.get("sample_id", number)
@@ -86,9 +104,9 @@ def _dialogue(record: Record, sizes: Sizes, number: int) -> Dialogue:
 
 def _question(record: Record, name: str) -> Question:
     category = record.get("category", int)
-    answer = str(record.get("answer", str, int, float))
+    answer = record.answer(record.get("answer", str, int, float))
     if category == OPEN_DOMAIN:
-        answer = answer.split(";")[0].strip()
+        answer = record.answer(answer.split(";")[0].strip())
     text = (
         f"{record.get('question', str)} Answer with a short phrase, in words of the conversation "
         "where you can."

@@ -76,12 +76,12 @@ def _dialogue(record: Record) -> Dialogue:
             said = record.inner(message, f"a message of session {number}")
             lines.append(f"{said.get('role', str)}: {said.get('content', str)}")
         parts.append("\n".join(lines))
-    answer = str(record.get("answer", str, int, float))
+    answer = record.answer(record.get("answer", str, int, float))
     text = (
         f"Today is {record.get('question_date', str)}. {record.get('question', str)} "
         "Answer in a few words."
     )
-    expected = _accepted(answer)
+    expected = tuple(map(record.answer, _accepted(answer)))
     question = Question(record.get("question_id", str), text, expected[0], expected)
     return Dialogue("\n\n".join(parts), ACKNOWLEDGEMENT, (question,))
 

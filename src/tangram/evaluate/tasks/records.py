@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tangram.errors import ConfigurationError
+from tangram.json_values import NotJSONError, json_values
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ class Record:
             )
         return value
 
+    def answer(self, given: Any, what: str = "an expected 'answer'") -> str:
+        """An expected answer, or one of several, as a text.
+
+        Raises:
+            ConfigurationError: it is no text or number, or blank, which any reply contains.
+        """
+        if isinstance(given, bool) or not isinstance(given, str | int | float):
+            fault = f"{json.dumps(given, default=str):.60}, neither a text nor a number"
+        elif not str(given).strip():
+            fault = "blank, so that any reply would be right"
+        else:
+            return str(given)
+        raise ConfigurationError(f"{self.where}: {what} is {fault}")
+
     def inner(self, value: Any, what: str) -> Record:
         """A part of this record as a record of its own.
 
@@ -72,45 +87,17 @@ def read_records(path: Path, form: str) -> Iterator[Record]:
         raise ConfigurationError(
             f"--tasks: {path} cannot be read as text ({error}): give a JSON or JSONL file of {form}"
         ) from error
-    values = _array(text, path) if text.lstrip()[:1] == "[" else _lines(text, path)
-    for line, value in values:
-        where = f"{path}, line {line}"
-        if not isinstance(value, dict):
-            raise ConfigurationError(
-                f"{where}: expected a record of {form}, a JSON object, found {type(value).__name__}"
-            )
-        yield Record(value, where, form)
-
-
-def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _not_json(path, number, error) from error
-
-
-def _array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Values of an array with the lines that they begin in."""
-    decoder = json.JSONDecoder()
-    position, line = text.index("[") + 1, 1
-    counted = 0
-    while True:
-        while text[position : position + 1] in (" ", "\t", "\r", "\n", ","):
-            position += 1
-        line += text.count("\n", counted, position)
-        counted = position
-        if text[position : position + 1] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(path, line, error) from error
-        yield line, value
-
-
-def _not_json(path: Path, line: int, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"{path}, line {line}: not JSON ({error}): give JSON lines or one JSON array to --tasks"
-    )
+    try:
+        for line, value in json_values(text):
+            where = f"{path}, line {line}"
+            if not isinstance(value, dict):
+                raise ConfigurationError(
+                    f"{where}: expected a record of {form}, a JSON object, found "
+                    f"{type(value).__name__}"
+                )
+            yield Record(value, where, form)
+    except NotJSONError as error:
+        raise ConfigurationError(
+            f"{path}, line {error.line}: not JSON ({error}): give JSON lines or one JSON array to "
+            "--tasks"
+        ) from error

@@ -118,11 +118,11 @@ class SCBench(Task):
     def _question(self, turn: Record, name: str) -> Question:
         text = turn.get("input", str)
         found = turn.get("answer", str, int, float, list)
-        answers = [str(answer) for answer in found] if isinstance(found, list) else [str(found)]
+        answers = [turn.answer(one) for one in (found if isinstance(found, list) else [found])]
         if not answers:
             raise ConfigurationError(f"{turn.where}: 'answer' is an empty list")
         if self.part == "choice_eng":
-            options = turn.get("options", list)
+            options = [turn.answer(one, "an option") for one in turn.get("options", list)]
             letter, option = _right_option(turn, answers[0], options)
             listed = zip(LETTERS, options, strict=False)
             text = "\n".join([text, *(f"{mark}. {one}" for mark, one in listed)])

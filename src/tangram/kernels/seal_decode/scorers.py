@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,7 +155,7 @@ class SealScorer:
             moments = kernel.moments(scorer, statistics, geometry, max_tokens, device)
         return cls(scorer.name, smooth_tokens, moments)
 
-    @property
+    @cached_property
     def reads_queries(self) -> bool:
         """Whether the window's queries are looked at."""
         return KERNELS[self.name].reads_queries

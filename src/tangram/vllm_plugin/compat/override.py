@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from tangram.vllm_plugin.compat.version import SUPPORTED_VLLM
+
 
 def override(owner: type, name: str, make: Callable[[Any], Any], parameters: set[str]) -> None:
     """Replace a method of vLLM once per process, after checking that it takes what we expect.
@@ -22,7 +24,7 @@ def override(owner: type, name: str, make: Callable[[Any], Any], parameters: set
     if not parameters <= found:
         raise RuntimeError(
             f"{owner.__module__}.{owner.__name__}.{name} of this vLLM takes {sorted(found)}, "
-            f"expected {sorted(parameters)}: install vLLM 0.32"
+            f"expected {sorted(parameters)}: install vLLM {SUPPORTED_VLLM}"
         )
     wrapped = functools.wraps(function)(make(function))
     wrapped.overridden_by_tangram = True  # type: ignore[attr-defined]

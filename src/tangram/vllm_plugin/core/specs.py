@@ -79,6 +79,16 @@ class RecentSpec(_WithShape, SlidingWindowSpec):
             shape=shape,
         )
 
+    @property
+    def num_retained_tokens(self) -> int:
+        """Computed tokens before the next one whose blocks stay in the block table.
+
+        Not every release of vLLM asks for it. Where one does, its model runner V2 nulls the entries
+        of older tokens. Its own number is that of a sliding window, and a chunk's raw tokens go
+        further back.
+        """
+        return self.shape.max_recent_tokens
+
     def max_admission_blocks_per_request(
         self, max_in_flight_tokens: int, max_model_len: int
     ) -> int:

@@ -33,9 +33,10 @@ _REMEDIES = (
     "a profile that was made by hand: tangram calibrate {model} --out FILE"
 )
 _FORWARDED = (
-    "code_revision", "config_format", "download_dir", "dtype", "hf_config_path", "hf_overrides",
-    "load_format", "model_loader_extra_config", "quantization", "revision", "tokenizer",
-    "tokenizer_mode", "tokenizer_revision", "trust_remote_code",
+    "code_revision", "config_format", "disable_sliding_window", "download_dir", "dtype",
+    "hf_config_path", "hf_overrides", "kv_cache_dtype", "load_format", "model_loader_extra_config",
+    "quantization", "revision", "tokenizer", "tokenizer_mode", "tokenizer_revision",
+    "trust_remote_code",
 )  # fmt: skip
 
 

@@ -14,16 +14,18 @@ from tangram.errors import ConfigurationError
 from tangram.geometry import Geometry
 from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
+from tangram.plan.supported import WORKER_EXTENSION_PATH
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.compat.hooks import require_hooks
 from tangram.vllm_plugin.drift.board import name_engine
 from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
+from tangram.vllm_plugin.frontend.hooks import require_hooks
 from tangram.vllm_plugin.frontend.metrics import add_logger_to_frontend
 from tangram.vllm_plugin.frontend.refusals import (
-    WORKER_EXTENSION_PATH,
     refuse_arguments,
     refuse_configuration,
     refuse_model,
+    refuse_shape,
+    shape_of,
 )
 
 logger = logging.getLogger("vllm.tangram")
@@ -58,9 +60,11 @@ def configure(
     refuse_configuration(config)
 
     model = ModelIdentity.from_config(config.model_config.hf_config.to_dict())
+    shape = shape_of(config.model_config, config.parallel_config)
+    refuse_shape(shape, model)
     dtype = kv_cache_dtype_str_to_dtype(config.cache_config.cache_dtype, config.model_config)
     options = resolve_profile(options, args, model, dtype.itemsize)
-    plan = make_plan(options, model, dtype.itemsize)
+    plan = make_plan(options, model, dtype.itemsize, shape)
     config.additional_config = {
         **config.additional_config,
         CONFIG_KEY: {**options.to_mapping(), "plan": plan.to_json()},

@@ -1,18 +1,21 @@
-"""Combinations that compression does not serve: refused at start, never served uncompressed."""
+"""What compression does not serve, asked of vLLM's own objects: refused at start.
+
+The list, with its sentences and remedies, is `plan.supported`'s; here is how vLLM answers it.
+"""
 
 from __future__ import annotations
 
-from vllm import envs
-from vllm.config import VllmConfig
+from dataclasses import replace
+from typing import Any
+
+from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tangram.errors import refuse
-
-WORKER_EXTENSION_PATH = "tangram.vllm_plugin.worker.extension.CompressionWorkerExtension"
-
-_FULL_ATTENTION = {"attention", "full_attention"}
+from tangram.plan import supported
+from tangram.plan.model_facts import ModelFacts
+from tangram.plan.model_shape import ModelShape
+from tangram.profile import ModelIdentity
 
 
 def refuse_arguments(args: EngineArgs) -> None:
@@ -21,111 +24,94 @@ def refuse_arguments(args: EngineArgs) -> None:
     Looked at before vLLM makes its configuration, so that the message is about compression and not
     about a consequence of it.
     """
-    refuse(
-        args.speculative_config or getattr(args, "spec_method", None),
-        "speculative decoding (--speculative-config)",
-        "leave it out, or serve without --enable-compression",
-    )
-    for name in ("tensor_parallel_size", "pipeline_parallel_size",
-                 "decode_context_parallel_size", "prefill_context_parallel_size"):  # fmt: skip
-        size = getattr(args, name)
-        flag = "--" + name.replace("_", "-")
-        refuse(size > 1, f"{flag} {size} yet", f"use {flag} 1")
-    refuse(
-        args.kv_transfer_config or args.kv_offloading_size,
-        "KV connectors and offloading (--kv-transfer-config, --kv-offloading-size)",
-        "leave them out",
-    )
-    refuse(
-        args.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
-        f"a quantised KV cache (--kv-cache-dtype {args.kv_cache_dtype})",
-        "use --kv-cache-dtype auto",
-    )
-    refuse(
-        args.enable_dbo or args.ubatch_size > 1,
-        "steps cut into microbatches (--enable-dbo, --ubatch-size)",
-        "leave them out",
-    )
-    refuse(
-        args.disable_hybrid_kv_cache_manager,
-        "--disable-hybrid-kv-cache-manager",
-        "leave it out: sealed and recent blocks are two cache groups",
-    )
-    refuse(
-        args.block_size is not None,
-        f"--block-size {args.block_size}",
-        "leave it out: the chunk size and the budgets decide it",
-    )
-    refuse(
-        args.attention_backend
-        or args.attention_config.backend not in (None, AttentionBackendEnum.CUSTOM)
-        or args.attention_config.backend_per_kind,
-        "another attention backend (--attention-backend, or backend_per_kind of "
-        "--attention-config)",
-        "leave it out: compression brings its own",
-    )
-    refuse(
-        args.worker_extension_cls not in ("", WORKER_EXTENSION_PATH),
-        f"--worker-extension-cls {args.worker_extension_cls}",
-        "leave it out: compression brings its own",
-    )
-    refuse(
-        envs.VLLM_BATCH_INVARIANT,
-        "batch-invariant mode (the environment variable VLLM_BATCH_INVARIANT)",
-        "unset it, or serve without --enable-compression",
-    )
+    attention = args.attention_config
+    chosen = {
+        "backend": attention.backend and attention.backend.name,
+        "backend_per_kind": attention.backend_per_kind,
+    }
+    supported.refuse_options({**vars(args), "attention_config": chosen})
 
 
 def refuse_model(config: VllmConfig) -> None:
     """Raise UnsupportedError for a model that compression cannot serve yet."""
-    model = config.model_config
-    name = f"the model {model.model!r}"
-    refuse(model.runner_type != "generate", f"{name}, which does not generate text", "use another")
-    refuse(model.is_encoder_decoder, f"{name}, an encoder-decoder", "use a decoder-only model")
-    refuse(model.use_mla, f"{name}, which uses MLA", "use a model with plain attention")
-    refuse(
-        model.is_hybrid or model.is_attention_free,
-        f"{name}, which has layers other than attention, yet",
-        "serve it without --enable-compression",
-    )
-    text = model.hf_text_config
-    layer_types = set(getattr(text, "layer_types", None) or ())
-    refuse(
-        model.get_sliding_window() is not None
-        or not layer_types <= _FULL_ATTENTION
-        or getattr(text, "attention_chunk_size", None)
-        or model.rswa_window,
-        f"{name}, which has sliding-window or local attention layers, yet",
-        "serve it without --enable-compression, or with --disable-sliding-window where the "
-        "context fits the window",
-    )
-    refuse(
-        getattr(text, "num_kv_shared_layers", 0) or model.is_mm_prefix_lm,
-        f"{name}, which shares KV between layers or attends to images both ways",
-        "serve it without --enable-compression",
-    )
+    cache, scheme = config.cache_config.cache_dtype, ""
+    if getattr(config.quant_config, "kv_cache_scheme", None):
+        scheme = "kv_cache_scheme of the checkpoint"
+    elif cache not in supported.CACHE_DTYPES:
+        scheme = f"{cache} by the checkpoint"
+    facts = facts_of(config.model_config, {"kv_cache_dtype": cache})
+    facts = replace(facts, quantised_cache=facts.quantised_cache or scheme)
+    supported.refuse_model(config.model_config.model, facts)
 
 
 def refuse_configuration(config: VllmConfig) -> None:
     """Raise UnsupportedError for what only the finished configuration shows."""
-    refuse(config.speculative_config, "speculative decoding", "leave --speculative-config out")
-    refuse(config.kv_transfer_config, "KV connectors", "leave --kv-transfer-config out")
-    model, dtype = config.model_config, config.cache_config.cache_dtype
-    # Some formats are known only to the layers, which take "auto" for the checkpoint's.
-    scheme = getattr(config.quant_config, "kv_cache_scheme", None)
-    refuse(
-        dtype not in ("auto", "float16", "bfloat16") or (dtype == "auto" and scheme),
-        f"the quantised KV cache ({dtype}) of this checkpoint",
-        "give --dtype and --kv-cache-dtype the same type, bfloat16 or float16: the cache then does "
-        "without the checkpoint's scales",
+    supported.refuse_options(
+        {
+            "speculative_config": config.speculative_config,
+            "kv_transfer_config": config.kv_transfer_config,
+            "kv_cache_dtype": config.cache_config.cache_dtype,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "disable_hybrid_kv_cache_manager": (
+                config.scheduler_config.disable_hybrid_kv_cache_manager
+            ),
+        }
     )
-    refuse(
-        kv_cache_dtype_str_to_dtype(dtype, model) != model.dtype,
-        f"--kv-cache-dtype {dtype} with a model in {str(model.dtype).removeprefix('torch.')}",
-        "use --kv-cache-dtype auto: queries, keys and values have one type",
+
+
+def facts_of(model: ModelConfig, engine: dict[str, Any]) -> ModelFacts:
+    """What vLLM knows of a model, and beyond that what its config tells.
+
+    Args:
+        model: vLLM's configuration of it.
+        engine: arguments of the engine, as far as the facts depend on them.
+    """
+    config = model.hf_config.to_dict()
+    if model.hf_text_config is not model.hf_config:
+        config["text_config"] = model.hf_text_config.to_dict()
+    told = ModelFacts.from_config(config, engine)
+    other_layers, ahead = told.other_layers, told.attends_ahead
+    if model.is_hybrid or model.is_attention_free:
+        other_layers = other_layers or tuple(model.architectures)
+    if model.is_mm_prefix_lm:
+        ahead = (*ahead, "within images")
+    return replace(
+        told,
+        generates_text=model.runner_type == "generate",
+        is_encoder_decoder=model.is_encoder_decoder,
+        uses_mla=model.use_mla,
+        other_layers=other_layers,
+        sliding_window=model.get_sliding_window(),
+        attends_ahead=ahead,
+        attention_bias=told.attention_bias or (("alibi",) if model.uses_alibi else ()),
     )
+
+
+def shape_of(model: ModelConfig, parallel: ParallelConfig) -> ModelShape:
+    """Layers and heads as vLLM counts them.
+
+    Args:
+        model: vLLM's configuration of the model.
+        parallel: of the engine, which is not parallel.
+    """
+    return ModelShape(
+        num_layers=model.get_num_layers(parallel),
+        num_kv_heads=model.get_total_num_kv_heads(),
+        num_query_heads=model.get_num_attention_heads(parallel),
+        head_size=model.get_head_size(),
+    )
+
+
+def refuse_shape(shape: ModelShape, identity: ModelIdentity) -> None:
+    """Raise UnsupportedError if vLLM counts other layers or heads than the model's config gives.
+
+    Args:
+        shape: as vLLM counts.
+        identity: by the config, as profiles know it.
+    """
+    described = ModelShape.of(identity)
     refuse(
-        config.scheduler_config.disable_hybrid_kv_cache_manager,
-        "a configuration that turns the hybrid KV cache manager off",
-        "leave out the option that does",
+        shape != described,
+        f"a model that vLLM serves with {shape}, where its config gives {described}",
+        "correct config.json or --hf-overrides, or serve it without --enable-compression",
     )

@@ -32,8 +32,8 @@ from tangram.kernels.segments import cut_step
 from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
-from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer, refuse_spec
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
 
 
@@ -177,7 +177,10 @@ class CompressedAttentionBackend(AttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """A layer's full attention becomes its raw tokens; the sealed rows are a layer's own."""
-        return cls.recent_spec if type(spec) is FullAttentionSpec else spec
+        if type(spec) is not FullAttentionSpec:
+            return spec
+        refuse_spec(spec, cls.recent_spec)
+        return cls.recent_spec
 
 
 class CompressedAttentionImpl(AttentionImpl):

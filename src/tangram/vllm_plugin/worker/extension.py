@@ -27,7 +27,7 @@ def _get_kv_cache_spec(original: Callable) -> Callable:
         specs = original(self)
         plan = plan_of(self.vllm_config.additional_config)
         if plan is not None:
-            refuse_uncompressed(specs, plan.geometry.num_layers)
+            refuse_uncompressed(specs, plan.layer_map)
         return specs
 
     return get_kv_cache_spec

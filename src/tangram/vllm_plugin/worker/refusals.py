@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tangram.errors import refuse
+from tangram.geometry import LayerMap
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
+
+_STOCK = "serve the model without --enable-compression"
+_ANY_VALUE = {"block_size", "dcp_sharded", "max_tp_shards"}
+"""Fields of a layer's spec that say nothing of what it computes: how blocks are cut and dealt."""
+
+
+def refuse_spec(spec: FullAttentionSpec, served: RecentSpec) -> None:
+    """Raise UnsupportedError for a layer of full attention that is not served as it asks.
+
+    Every field that is not understood here has to be at its default, so that what a later vLLM adds
+    is refused by name.
+
+    Args:
+        spec: what the layer asks for.
+        served: what it would get.
+    """
+    expected = {name: getattr(served, name) for name in ("num_kv_heads", "head_size", "dtype")}
+    expected["head_size_v"] = served.head_size
+    for field in fields(spec):
+        if field.name in _ANY_VALUE:
+            continue
+        value = getattr(spec, field.name)
+        refuse(
+            value != expected.get(field.name, field.default),
+            f"attention layers whose cache has {field.name} {value}",
+            _STOCK,
+        )
 
 
 def refuse_layer(**unsupported: Any) -> None:
     """Raise UnsupportedError for a property of an attention layer, named as vLLM names it."""
     for name, value in unsupported.items():
-        refuse(value, f"attention layers with {name}", "serve the model without compression")
+        refuse(value, f"attention layers with {name}", _STOCK)
 
 
 def refuse_heads(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -28,7 +58,7 @@ def refuse_heads(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         found != expected,
         f"attention layers with {found} query heads, KV heads and elements of a head, where the "
         f"model's config says {expected}",
-        "serve the model without compression",
+        _STOCK,
     )
 
 
@@ -42,12 +72,12 @@ def refuse_selection(reasons: Sequence[str]) -> None:
     )
 
 
-def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
+def refuse_uncompressed(specs: Mapping[str, object], expected: LayerMap) -> None:
     """Raise UnsupportedError if layers of the model, once it is made, are not those of the plan.
 
     Args:
         specs: of every layer that has a cache, by its name.
-        num_layers: of the plan.
+        expected: layers of the model that the plan compresses.
     """
     ours = SealedSpec | RecentSpec | QueryRingSpec
     others = [name for name, spec in specs.items() if not isinstance(spec, ours)]
@@ -55,11 +85,11 @@ def refuse_uncompressed(specs: Mapping[str, object], num_layers: int) -> None:
         others,
         f"a model whose layers choose their attention backend themselves ({len(others)} of them, "
         f"{', '.join(others[:1])} the first)",
-        "serve it without --enable-compression",
+        _STOCK,
     )
     layers = {extract_layer_index(n) for n, spec in specs.items() if isinstance(spec, RecentSpec)}
     refuse(
-        layers != set(range(num_layers)),
-        f"a model in which only {len(layers)} of {num_layers} layers have attention",
-        "serve it without --enable-compression",
+        layers != set(expected.compressed),
+        f"a model in which only {len(layers)} of {len(expected)} layers have attention",
+        _STOCK,
     )

@@ -29,10 +29,10 @@ from tangram.scorers.base import Scorer
 from tangram.vllm_plugin.core.specs import QueryRingSpec, SealedSpec
 from tangram.vllm_plugin.drift.board import DriftBoard, board_path, engine_name
 from tangram.vllm_plugin.drift.monitor import DriftMonitor
-from tangram.vllm_plugin.worker.device import DeviceKernels
-from tangram.vllm_plugin.worker.flash import find_flash_attention
-from tangram.vllm_plugin.worker.host import HostRunner
-from tangram.vllm_plugin.worker.runner import LayerRunner
+from tangram.vllm_plugin.worker.runners.base import LayerRunner
+from tangram.vllm_plugin.worker.runners.device import DeviceKernels
+from tangram.vllm_plugin.worker.runners.flash import find_flash_attention
+from tangram.vllm_plugin.worker.runners.host import HostRunner
 
 # vLLM wants exactly one integer in the name of a layer that has a cache.
 SEALED_NAME = "tangram.0.sealed"

@@ -39,6 +39,10 @@ def found(manager, name):
     return manager.get_computed_blocks(prompt(name))[1]
 
 
+def test_the_block_table_keeps_what_a_step_may_read():
+    assert RecentSpec.of(GEOMETRY.block_shape, torch.float32).num_retained_tokens == CHUNK - 1 + 32
+
+
 def test_a_step_that_is_not_run_leaves_nothing_to_be_found(manager):
     first = prompt("first")
     assert manager.allocate_slots(first, 300) is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tangram.vllm_plugin.worker.backend import CompressedMetadataBuilder
-from tangram.vllm_plugin.worker.host import HostRunner
+from tangram.vllm_plugin.worker.runners.host import HostRunner
 
 
 class Kernels:

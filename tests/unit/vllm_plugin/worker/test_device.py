@@ -2,7 +2,7 @@
 
 import pytest
 
-from tangram.vllm_plugin.worker.device import table_size
+from tangram.vllm_plugin.worker.runners.device import table_size
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tangram.vllm_plugin.worker.flash import PROBE_TOLERANCE, find_flash_attention, probe
+from tangram.vllm_plugin.worker.runners.flash import PROBE_TOLERANCE, find_flash_attention, probe
 from tests.kernels.inputs import make_geometry
 from tests.kernels.paged_attention import paged_attention
 

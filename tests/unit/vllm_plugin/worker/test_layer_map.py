@@ -143,7 +143,7 @@ def test_calibration_looks_into_the_chosen_layers_alone(monkeypatch):
 
 def test_chunks_are_sealed_after_the_last_compressed_layer(sealed, plan, monkeypatch):
     """One launch for all layers, once the last ordinal has attended."""
-    from tangram.vllm_plugin.worker.device import DeviceKernels
+    from tangram.vllm_plugin.worker.runners.device import DeviceKernels
 
     kernels = object.__new__(DeviceKernels)
     kernels.geometry, kernels._all_layers = plan.geometry, "all layers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from tangram.geometry import Geometry
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache

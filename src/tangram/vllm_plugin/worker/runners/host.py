@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from tangram.geometry import Geometry
 from tangram.kernels.reference.attend import attend
 from tangram.kernels.store import store
-from tangram.vllm_plugin.worker.sealing import sample_drift, seal_step
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.runners.sealing import sample_drift, seal_step
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache

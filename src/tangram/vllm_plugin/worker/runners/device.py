@@ -41,8 +41,8 @@ from tangram.kernels.seal_decode import (
 from tangram.kernels.segments import Segments
 from tangram.kernels.sizes import power_of_two
 from tangram.kernels.store import store
-from tangram.vllm_plugin.worker.sealing import sample_drift
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep, harmless_step
+from tangram.vllm_plugin.worker.runners.sealing import sample_drift
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep, harmless_step
 
 if TYPE_CHECKING:
     from tangram.vllm_plugin.worker.storage import QueryRing, SealedCache

@@ -14,7 +14,7 @@ from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import SealingChunks
 from tangram.scorers.base import Chunks
 from tangram.scorers.select import top_rows
-from tangram.vllm_plugin.worker.step import HostStep, LayerStep
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 
 MAX_TOKENS = 1 << 15
 """Tokens of chunks that are scored at once."""
