@@ -27,7 +27,7 @@ from benchmarks.kernels import common
 from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry
 from tangram.geometry import Geometry
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.decode import PROGRAMS_PER_SM, DecodeTable, DecodeWorkspace, reference
+from tangram.kernels.decode import PROGRAMS_PER_SM, DecodeTables, DecodeWorkspace, reference
 from tangram.kernels.decode.kernel import (
     LaunchConfig,
     decode_attention,
@@ -151,9 +151,8 @@ class Ours:
         """Make the tables."""
         g, self.config = self.geometry, config
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        self.tables = [DecodeTable.of(g, layer, "cuda", heads) for layer in range(g.num_layers)]
-        programs = round(programs_per_sm * sms)
-        self.workspace = DecodeWorkspace.allocate(self.tables, programs, len(self.case.lengths))
+        self.tables = DecodeTables.of(g, "cuda", heads)
+        self.workspace = DecodeWorkspace.allocate(self.tables, round(programs_per_sm * sms))
 
     def inputs(self, pool: Pool, requests: slice = slice(None)) -> tuple[Tensor, CacheView]:
         """What the kernel and the reference take."""
@@ -171,7 +170,8 @@ class Ours:
         """One layer's call."""
         decode_attention(
             *self.inputs(self.stack[index]),
-            table=self.tables[index],
+            tables=self.tables,
+            layer=index,
             softmax_scale=self.scale,
             out=self.out,
             workspace=self.workspace,
@@ -179,9 +179,9 @@ class Ours:
         )
 
     def schedule(self) -> None:
-        """Sum up the lengths."""
+        """Find where the programs of all layers start."""
         _, view = self.inputs(self.stack[0])
-        schedule(view, self.geometry, self.workspace, len(self.case.lengths))
+        schedule(view, len(self.case.lengths), self.tables, self.workspace)
 
     def run(self) -> None:
         """A step: the lengths once, and all layers."""
@@ -200,7 +200,8 @@ class Ours:
             expected = torch.empty_like(self.out[requests], dtype=torch.float32)
             reference.decode_attention(
                 *self.inputs(self.stack[layer], requests),
-                table=self.tables[layer],
+                tables=self.tables,
+                layer=layer,
                 softmax_scale=self.scale,
                 out=expected,
             )
@@ -324,7 +325,7 @@ def measure(g: Geometry, case: Case, buffer: Tensor, args: argparse.Namespace) -
     figures: dict[str, Any] = {
         **case._asdict(),
         "requests": len(case.lengths),
-        "heads_per_program": ours.tables[0].heads_per_program,
+        "heads_per_program": ours.tables.heads_per_program,
         "config": args.config or launch_config(g.row_bytes),
         "programs_per_sm": args.programs_per_sm,
         "bytes_per_layer": size // g.num_layers,
@@ -388,7 +389,7 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=9)
     parser.add_argument("--no-flash", action="store_true", help="without FlashAttention 3")
     parser.add_argument("--heads-per-program", type=int)
-    parser.add_argument("--config", type=int, nargs=3, help="tile rows, warps, stages")
+    parser.add_argument("--config", type=int, nargs="+", help="tile rows, warps, stages, dependent")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--sweep", action="store_true")

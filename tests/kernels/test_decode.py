@@ -1,5 +1,6 @@
 """Ragged decode attention: the kernel against the reference, wherever the kernel runs."""
 
+import itertools
 import os
 import random
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tangram.geometry import Geometry, HeadGroups
-from tangram.kernels.decode import DecodeTable, DecodeWorkspace, reference
+from tangram.kernels.decode import DecodeTables, DecodeWorkspace, reference
 from tests.kernels.inputs import TOLERANCE, make_geometry, make_pool, relative_error
 
 SCALE = 0.125
@@ -24,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from tangram.kernels.decode import kernel
 _decode = kernel._decode.kernel
 sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, SETS=2,
-             SETS_PAD=4, REQUESTS=64, TILE=64, FLOAT32=False, DEPENDENT=True)
+             TILE=64, FLOAT32=False, DEPENDENT=True)
 wide = {"query_ptr", "sealed_ptr", "recent_ptr", "out_ptr"}
 types = {"partial_ptr": "*fp32", "lse_ptr": "*fp32", "scale_log2": "fp32"}
 names = _decode.arg_names
@@ -58,7 +59,6 @@ def make_case(
     programs=24,
     heads_per_program=None,
     spare_blocks=3,
-    max_requests=None,
 ):
     """Everything that a call takes; the workspace and the output are NaN."""
     pool = make_pool(
@@ -74,16 +74,21 @@ def make_case(
     # As a model gives them: queries beside keys and values, outputs in a longer buffer.
     query = pool.random(len(lengths), heads + 4, size)[:, :heads]
     out = query.new_full((len(lengths), heads + 1, size), torch.nan)[:, :heads]
-    table = DecodeTable.of(geometry, layer, device, heads_per_program)
-    workspace = DecodeWorkspace.allocate([table], programs, max_requests or len(lengths))
-    workspace.prefix[:, 1:] = -1
+    tables = DecodeTables.of(geometry, device, heads_per_program)
+    workspace = DecodeWorkspace.allocate(tables, programs)
     workspace.cut.fill_(-7)
     workspace.partial_out.fill_(torch.nan)
     workspace.lse_log2.fill_(torch.nan)
     seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
     inputs = query, pool.view()._replace(seq_lens=seq_lens)
     return SimpleNamespace(
-        inputs=inputs, table=table, workspace=workspace, out=out, seq_lens=seq_lens, dtype=dtype
+        inputs=inputs,
+        tables=tables,
+        layer=layer,
+        workspace=workspace,
+        out=out,
+        seq_lens=seq_lens,
+        dtype=dtype,
     )
 
 
@@ -91,11 +96,12 @@ def launch(case, **config):
     from tangram.kernels.decode.kernel import LaunchConfig, decode_attention, schedule
 
     query, view = case.inputs
-    schedule(view, case.table.geometry, case.workspace, len(query))
+    schedule(view, len(query), case.tables, case.workspace)
     decode_attention(
         query,
         view,
-        table=case.table,
+        tables=case.tables,
+        layer=case.layer,
         softmax_scale=SCALE,
         out=case.out,
         workspace=case.workspace,
@@ -105,7 +111,9 @@ def launch(case, **config):
 
 def expected(case):
     out = torch.full_like(case.out, torch.nan, dtype=torch.float32)
-    reference.decode_attention(*case.inputs, table=case.table, softmax_scale=SCALE, out=out)
+    reference.decode_attention(
+        *case.inputs, tables=case.tables, layer=case.layer, softmax_scale=SCALE, out=out
+    )
     return out
 
 
@@ -173,15 +181,6 @@ def test_a_batch_of_one(kernel_device):
     check(make_case(geometry, [321], device=kernel_device))
 
 
-@pytest.mark.parametrize("count", [1, 3, 6])
-def test_a_workspace_for_more_requests_serves_fewer(kernel_device, count):
-    geometry = make_geometry([[1, 3]], num_kv_heads=2)
-    lengths = [321, 0, 700, 64, 63, 150][:count]
-    case = make_case(geometry, lengths, device=kernel_device, max_requests=6, spare_blocks=1)
-    check(case)
-    assert (case.workspace.prefix[:, count + 1 :] == -1).all(), "of a request that is not there"
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_drawn_lengths(kernel_device, seed):
     """One long request among short ones, padding anywhere, more and fewer programs than units."""
@@ -194,30 +193,22 @@ def test_drawn_lengths(kernel_device, seed):
     check(case)
 
 
-def test_every_program_takes_an_equal_part(kernel_device):
-    """Whatever the lengths: no two programs differ by more than a unit."""
-    from tangram.kernels.decode.tables import Column
-
-    geometry = make_geometry([[1, 3]], num_kv_heads=2)
+@pytest.mark.parametrize("programs", [1, 11, 400])
+def test_every_program_takes_an_equal_part(kernel_device, programs):
+    """Whatever the lengths: no two differ by more than a unit, and together they take all."""
+    geometry = make_geometry([[1, 3], [4, 2]], num_kv_heads=2)
     lengths = [1300, 5, 0, 64, 129]
-    case = make_case(geometry, lengths, device=kernel_device, programs=11)
+    case = make_case(geometry, lengths, device=kernel_device, programs=programs, layer=1)
     launch(case)
-    chunks, some, raw = case.workspace.prefix.cpu()
-    sums = case.table.head_sets[-1].cpu()
-    begins = chunks * sums[Column.PAGES_BEFORE] - some * sums[Column.SKIPPED_BEFORE]
-    begins += raw * case.table.num_head_sets
-    expected = 0
-    for request, n in enumerate(lengths):
-        k = max(n - 1, 0) // 64
+    for layer in range(2):
         units = 0
-        for group, pages in enumerate(geometry.head_groups.pages[0]):
-            first_row = geometry.first_row(0, group, 0)
-            units += max(k * pages - first_row // 16, 0) + (
-                -(-(n - max(k * 64 - 16, 0)) // 16) if n else 0
-            )
-        expected += units
-        assert int(begins[request + 1] - begins[request]) == units
-    assert int(begins[-1]) == expected
+        for pages, n in itertools.product(geometry.head_groups.pages[layer], lengths):
+            k = max(n - 1, 0) // 64
+            first_row = max(0, 16 * pages - 48)
+            units += max(k * pages - first_row // 16, 0)
+            units += -(-(n - max(k * 64 - 16, 0)) // 16)
+        counts = case.workspace.starts[layer, :, 3].tolist()
+        assert sum(counts) == units and max(counts) - min(counts) <= 1
 
 
 def test_recent_blocks_longer_than_a_tile(kernel_device):
@@ -240,7 +231,7 @@ def test_a_workspace_serves_one_layer_after_the_other(kernel_device):
     cases = [
         make_case(geometry, [130, 0, 65], device=kernel_device, layer=layer) for layer in (0, 1)
     ]
-    shared = DecodeWorkspace.allocate([case.table for case in cases], 24, 3)
+    shared = DecodeWorkspace.allocate(cases[0].tables, 24)
     for case in cases * 2:
         case.workspace = shared
         case.out.fill_(torch.nan)

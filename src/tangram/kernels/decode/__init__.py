@@ -9,35 +9,35 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tangram.geometry import Geometry
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.decode.tables import PROGRAMS_PER_SM, DecodeTable, DecodeWorkspace
+from tangram.kernels.decode.tables import PROGRAMS_PER_SM, DecodeTables, DecodeWorkspace
 
-__all__ = ["PROGRAMS_PER_SM", "DecodeTable", "DecodeWorkspace", "decode_attention", "schedule"]
+__all__ = ["PROGRAMS_PER_SM", "DecodeTables", "DecodeWorkspace", "decode_attention", "schedule"]
 
 
-def schedule(view: CacheView, geometry: Geometry, workspace: DecodeWorkspace, batch: int) -> None:
-    """Sum up the lengths of a step's first requests, from which all layers find their shares.
+def schedule(view: CacheView, batch: int, tables: DecodeTables, workspace: DecodeWorkspace) -> None:
+    """Find where the programs of all layers start, from the lengths of a step's first requests.
 
     On CUDA one small launch that reads no length on the host; elsewhere nothing.
 
     Args:
         view: the cache of any layer.
-        geometry: the layout.
+        batch: requests, at least one.
+        tables: of all layers.
         workspace: of the calls of `decode_attention` that follow.
-        batch: requests; no more than the workspace has room for.
     """
     if view.seq_lens.is_cuda:
         from tangram.kernels.decode import kernel
 
-        kernel.schedule(view, geometry, workspace, batch)
+        kernel.schedule(view, batch, tables, workspace)
 
 
 def decode_attention(
     query: Tensor,
     view: CacheView,
     *,
-    table: DecodeTable,
+    tables: DecodeTables,
+    layer: int,
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace,
@@ -53,7 +53,8 @@ def decode_attention(
     Args:
         query: [B, query_heads, head_size], after RoPE.
         view: the cache of the layer; the first B requests are those of the queries.
-        table: the layer's.
+        tables: of all layers.
+        layer: the layer.
         softmax_scale: factor on query times key.
         out: [B, query_heads, head_size]; zero in padded rows.
         workspace: scheduled for these B requests; one call at a time may use it.
@@ -63,4 +64,12 @@ def decode_attention(
         from tangram.kernels.decode.kernel import decode_attention as run
     else:
         from tangram.kernels.decode.reference import decode_attention as run
-    run(query, view, table=table, softmax_scale=softmax_scale, out=out, workspace=workspace)
+    run(
+        query,
+        view,
+        tables=tables,
+        layer=layer,
+        softmax_scale=softmax_scale,
+        out=out,
+        workspace=workspace,
+    )

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.decode.tables import DecodeTable, DecodeWorkspace
+from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
 from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import cut_step
 
@@ -15,7 +15,8 @@ def decode_attention(
     query: Tensor,
     view: CacheView,
     *,
-    table: DecodeTable,
+    tables: DecodeTables,
+    layer: int,
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace | None = None,
@@ -27,14 +28,14 @@ def decode_attention(
     if len(rows) == 0:
         return
     query_start = np.concatenate([[0], np.cumsum(lengths > 0)])
-    segments, _ = cut_step(table.geometry, query_start, lengths)
+    segments, _ = cut_step(tables.geometry, query_start, lengths)
     result = out[rows]
     attend(
         query[rows],
         segments,
         view,
-        geometry=table.geometry,
-        layer=table.layer,
+        geometry=tables.geometry,
+        layer=layer,
         softmax_scale=softmax_scale,
         out=result,
     )

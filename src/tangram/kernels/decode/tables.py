@@ -1,19 +1,18 @@
 """What decode attention knows ahead of time: where a layer's heads lie, and how much each reads.
 
-The unit of work is P rows of the heads that one program serves together (`heads_per_program` of a
-group, side by side in a page): the same bytes everywhere. A request of n tokens, with k = (n - 1)
-// C sealed chunks before its query, takes of head set s
+The unit of work is P rows of the heads that one program serves together, a head set: heads of a
+group that lie side by side in a page. So a unit is the same bytes everywhere. A request of n
+tokens, with k = (n - 1) // C sealed chunks before its query, takes of head set s
 
     k * pages[s] - skipped[s] + raw(n) units,  where skipped counts for k > 0 alone
 
-and so of all head sets a sum that is linear in k and raw(n): budgets are constants. The units of a
+and of all head sets a sum that is linear in k and raw(n): budgets are constants. The units of a
 layer, request by request and head set by head set, are one line, of which every program takes an
-equal part (`kernel.py`); only the lengths are read on the device.
+equal part (`kernel.py`). Only the lengths are read on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -28,6 +27,8 @@ TILE_BYTES = 32768
 """Rows that a program takes at once."""
 PROGRAMS_PER_SM = 2
 """Programs for every multiprocessor: all run at once. What was fastest on an H200."""
+START_COLUMNS = 32
+"""Integers that tell a program where it starts."""
 
 
 class Column(IntEnum):
@@ -37,14 +38,14 @@ class Column(IntEnum):
     x // BUDGET, and there in page x % BUDGET // P. Its raw tokens follow.
     """
 
-    RANK = 0  # of its first head, in the order of the groups
-    MEMBER = 1  # of the head group, its first head
-    FIRST_PAGE = 2  # of the head group in a block
-    BUDGET = 3  # rows of the head in a chunk
-    RECIPROCAL = 4  # ceil(2**32 / BUDGET): the high half of its product with x is x // BUDGET
-    FIRST_ROW = 5  # where chunk 0's rows begin
-    PAGES_BEFORE = 6  # pages of a chunk of all head sets before this one
-    SKIPPED_BEFORE = 7  # units of chunk 0 without a row in use, of all head sets before this one
+    MEMBER = 0  # of the head group, the set's first head
+    FIRST_PAGE = 1  # of the head group in a block
+    BUDGET = 2  # rows of a head in a chunk
+    RECIPROCAL = 3  # ceil(2**32 / BUDGET): the high half of its product with x is x // BUDGET
+    FIRST_ROW = 4  # where chunk 0's rows begin
+    PAGES_BEFORE = 5  # pages of a chunk of all head sets before this one
+    SKIPPED_BEFORE = 6  # units of chunk 0 without a row in use, of all head sets before this one
+    FIRST_HEAD = 7  # the KV heads of the set, one a column from here on
 
 
 def default_heads_per_program(geometry: Geometry) -> int:
@@ -61,50 +62,49 @@ def default_heads_per_program(geometry: Geometry) -> int:
 
 
 @dataclass(frozen=True)
-class DecodeTable:
-    """One layer's head sets; made once, never written again, the same for every batch.
+class DecodeTables:
+    """The head sets of all layers; made once, never written again, the same for every batch.
 
     Attributes:
-        head_sets: [head sets + 1, columns] int32; the last line has the sums over all of them.
-        order: [kv_heads] int32, heads in the order of the groups.
+        head_sets: [layers, head sets + 1, columns + heads of a set] int32; a layer's last line has
+            the sums over all of them.
         geometry: the layout.
-        layer: attention layer.
         heads_per_program: KV heads of a head set.
         max_rows: rows of a virtual sequence up to which RECIPROCAL divides exactly.
     """
 
     head_sets: Tensor
-    order: Tensor
     geometry: Geometry
-    layer: int
     heads_per_program: int
     max_rows: int
 
     @property
     def num_head_sets(self) -> int:
-        """Head sets of the layer."""
-        return len(self.head_sets) - 1
+        """Head sets of a layer."""
+        return self.head_sets.shape[1] - 1
+
+    @property
+    def lines(self) -> int:
+        """Query heads of a head set."""
+        return self.heads_per_program * self.geometry.queries_per_kv_head
 
     @classmethod
     def of(
         cls,
         geometry: Geometry,
-        layer: int,
         device: torch.device | str,
         heads_per_program: int | None = None,
-    ) -> DecodeTable:
-        """The table of a layer; as many heads as fit are served together, when not said."""
-        heads = heads_per_program or default_heads_per_program(geometry)
-        lines = _head_sets(geometry, layer, heads)
-        order = [head for group in geometry.head_groups.heads[layer] for head in group]
-        divisors = {geometry.recent_block_tokens, *(line[Column.BUDGET] for line in lines[:-1])}
+    ) -> DecodeTables:
+        """The tables of a layout; as many heads as fit are served together, when not said."""
+        g = geometry
+        heads = heads_per_program or default_heads_per_program(g)
+        layers = [_head_sets(g, layer, heads) for layer in range(g.num_layers)]
+        budgets = {pages * g.page_size_rows for layer in g.head_groups.pages for pages in layer}
         return cls(
-            head_sets=torch.tensor(lines, dtype=torch.int32, device=device),
-            order=torch.tensor(order, dtype=torch.int32, device=device),
-            geometry=geometry,
-            layer=layer,
+            head_sets=torch.tensor(layers, dtype=torch.int32, device=device),
+            geometry=g,
             heads_per_program=heads,
-            max_rows=min(map(_exact_below, divisors)),
+            max_rows=min(map(_exact_below, {g.recent_block_tokens, *budgets})),
         )
 
 
@@ -124,57 +124,51 @@ def _head_sets(geometry: Geometry, layer: int, heads_per_program: int) -> list[l
     lines, pages_before, skipped_before = [], 0, 0
     for group, pages in enumerate(g.head_groups.pages[layer]):
         budget, first_row = g.budget_rows(layer, group), g.first_row(layer, group, 0)
+        where = g.page_offsets[layer][group], budget, reciprocal(budget), first_row
         for member in range(0, g.page_group_size, heads_per_program):
-            rank = group * g.page_group_size + member
-            where = [rank, member, g.page_offsets[layer][group]]
-            sizes = [budget, reciprocal(budget), first_row]
-            lines.append([*where, *sizes, pages_before, skipped_before])
+            heads = g.head_groups.heads[layer][group][member : member + heads_per_program]
+            lines.append([member, *where, pages_before, skipped_before, *heads])
             pages_before += pages
             skipped_before += first_row // P
-    return [*lines, [0, 0, 0, 1, 0, 0, pages_before, skipped_before]]
+    nothing = [0] * Column.PAGES_BEFORE
+    return [*lines, [*nothing, pages_before, skipped_before, *[0] * heads_per_program]]
 
 
 @dataclass(frozen=True)
 class DecodeWorkspace:
-    """Where a step's programs find their shares and leave parts of results; for all layers in turn.
+    """Where a step's programs are told their shares and leave parts of results.
 
     Attributes:
-        prefix: [3, requests + 1] int32, running sums over the requests of sealed chunks, of
-            requests that have some, and of units of raw tokens.
+        starts: [layers, programs, START_COLUMNS] int32: request in which a program's part begins,
+            its length in tokens, units of that head set before it, units of the part, index of the
+            head set, and then the line of the head set.
+        cut: [layers, programs, 4] int32: of the head set that a program begins and does not end,
+            request, index, which of the program's two parts it is, and how many programs share it;
+            -1 in front where there is none.
         partial_out: [programs, 2, lines, head_size] float32: what a program found for the head set
-            that it begins with, and for the one that it ends in.
+            that it begins with, and for the one that it ends in; of one layer after the other.
         lse_log2: [programs, 2, lines] float32, base-2 log-sum-exp.
-        cut: [programs, 4] int32: of the head set that a program begins and does not end, request,
-            rank of the first head, which of its two parts it is, and programs that share it; -1 in
-            front where there is none.
     """
 
-    prefix: Tensor
+    starts: Tensor
+    cut: Tensor
     partial_out: Tensor
     lse_log2: Tensor
-    cut: Tensor
 
     @property
     def num_programs(self) -> int:
         """Programs of a launch."""
-        return len(self.cut)
-
-    @property
-    def max_requests(self) -> int:
-        """Most requests of a step."""
-        return self.prefix.shape[1] - 1
+        return self.cut.shape[1]
 
     @classmethod
-    def allocate(
-        cls, tables: Iterable[DecodeTable], num_programs: int, max_requests: int
-    ) -> DecodeWorkspace:
+    def allocate(cls, tables: DecodeTables, num_programs: int) -> DecodeWorkspace:
         """Room for launches of that many programs, on the tables' device."""
-        every = list(tables)
-        g, device = every[0].geometry, every[0].order.device
-        lines = max(t.heads_per_program for t in every) * g.queries_per_kv_head
+        g, device = tables.geometry, tables.head_sets.device
+        integers = {"dtype": torch.int32, "device": device}
+        parts = num_programs, 2, tables.lines
         return cls(
-            prefix=torch.zeros(3, max_requests + 1, dtype=torch.int32, device=device),
-            partial_out=torch.empty(num_programs, 2, lines, g.head_size, device=device),
-            lse_log2=torch.empty(num_programs, 2, lines, device=device),
-            cut=torch.empty(num_programs, 4, dtype=torch.int32, device=device),
+            starts=torch.zeros(g.num_layers, num_programs, START_COLUMNS, **integers),
+            cut=torch.full((g.num_layers, num_programs, 4), -1, **integers),
+            partial_out=torch.empty(*parts, g.head_size, device=device),
+            lse_log2=torch.empty(parts, device=device),
         )
