@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tangram.budgets import allocate, default_level, floor_pages
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry, check_chunk
 from tangram.plan.drift_reference import DriftReference
 from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions
@@ -129,17 +129,20 @@ def make_plan(
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
     level = options.compression_level or default_level(profile)
-    head_groups = allocate(
-        level,
-        num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
-        ratio=options.compression_ratio,
-        chunk_size_tokens=options.compression_chunk_size,
-        page_size_rows=PAGE_SIZE_ROWS,
-        page_group_size=group_size(options, model.num_kv_heads),
-        n_sink_tokens=options.compression_n_sink_tokens,
-        profile=profile,
-    )
+    try:
+        head_groups = allocate(
+            level,
+            num_layers=model.num_layers,
+            num_kv_heads=model.num_kv_heads,
+            ratio=options.compression_ratio,
+            chunk_size_tokens=options.compression_chunk_size,
+            page_size_rows=PAGE_SIZE_ROWS,
+            page_group_size=group_size(options, model.num_kv_heads),
+            n_sink_tokens=options.compression_n_sink_tokens,
+            profile=profile,
+        )
+    except ProfileError as error:
+        raise type(error)(f"--compression-profile {path}: {error}") from error
     geometry = Geometry(
         head_groups=head_groups,
         num_query_heads=model.num_query_heads,

@@ -69,7 +69,7 @@ def test_nothing_of_a_profile_becomes_markup(make_profile, tmp_path):
     profile = make_profile(
         scorer_name=EVIL,
         scorer_parameters={EVIL: EVIL},
-        data={"sha256": EVIL, "n_samples": EVIL, "description": EVIL},
+        data={"sha256": EVIL, "n_samples": 12, "description": EVIL},
         extra={"sample_kinds": [EVIL] * 12, "measured": [{"ratio": 0.3, "log": {"origin": EVIL}}]},
     )
     profile = replace(profile, model=replace(profile.model, architecture=EVIL))
@@ -94,6 +94,7 @@ def test_a_large_model_stays_small(make_profile, tmp_path):
     curve = np.sort(random.random((50, 64, 8, 4)))
     profile = make_profile(
         model=model,
+        data={"n_samples": 50},
         arrays={
             "threshold_share/crosslayer": share,
             "threshold_share/perlayer": share,
