@@ -136,7 +136,11 @@ def measured_entries(profile: Profile) -> list[MeasuredEntry]:
         ProfileError: entries that are none, that do not fit the model or their own ratio and
             sizes, or two for the same ones.
     """
-    plain = profile.extra.get(MEASURED) or ()
+    plain = profile.extra.get(MEASURED, [])
+    if not isinstance(plain, list):
+        raise ProfileError(
+            f"the profile's measured budgets are damaged ({shown(plain)} is no list): {_REMEDY}"
+        )
     try:
         entries = [MeasuredEntry.from_json(dict(each)) for each in plain]
     except KeyError as error:
@@ -180,7 +184,7 @@ def default_level(profile: Profile | None) -> str:
     """The level that is taken when none is named: the best that the profile allows."""
     if profile is None:
         return "uniform"
-    return MEASURED if profile.extra.get(MEASURED) else "error"
+    return MEASURED if profile.extra.get(MEASURED, []) != [] else "error"
 
 
 def measured_budgets(problem: BudgetProblem) -> HeadGroups:

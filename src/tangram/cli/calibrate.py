@@ -104,6 +104,7 @@ def calibrate(
         "held_back_kinds": [sample.kind for sample in plan.held],
         "held_back_tokens": [len(sample.token_ids) for sample in plan.held],
         "weights": plan.weights,
+        "model_name": plan.name,
     }
     profile = replace(profile, extra={**profile.extra, **extra})
     if not plan.ratios:

@@ -14,6 +14,7 @@ from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render
 from tangram.cli.report.story import report_data
 from tangram.errors import ConfigurationError
+from tangram.printable import printable
 from tangram.profile import Profile
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -41,7 +42,8 @@ def run(argv: Sequence[str]) -> int:
     for warning in data["warnings"]:
         console.print(f"note: {warning}", style="yellow", markup=False)
     console.print(
-        f"{args.out} ({len(page.encode()) >> 10} KiB): open it in a browser", markup=False
+        f"{printable(args.out)} ({len(page.encode()) >> 10} KiB): open it in a browser",
+        markup=False,
     )
     return 0
 
