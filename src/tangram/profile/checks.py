@@ -48,9 +48,11 @@ def rising_numbers(name: str, values: object) -> tuple[float, ...]:
     Raises:
         ProfileError: they are not; begins with the name.
     """
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_list or not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
-        raise ProfileError(f"{name} must be a list of numbers, got {shown(values)}")
+    expected = ProfileError(f"{name} must be a list of numbers, got {shown(values)}")
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise expected
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        raise expected
     try:
         grid = tuple(map(float, values))
     except OverflowError:

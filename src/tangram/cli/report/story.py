@@ -103,9 +103,10 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
     digest = data.get("sha256")
     name = profile.extra.get("model_name")
-    named = {"Model": name, "Architecture": model.architecture}
-    entries = {
-        **(named if isinstance(name, str) and name else {"Model": model.architecture}),
+    entries: dict[str, str] = {"Model": model.architecture}
+    if isinstance(name, str) and name:
+        entries = {"Model": name, "Architecture": model.architecture}
+    entries |= {
         "Attention": f"{model.num_layers} layers, {model.num_kv_heads} KV heads and "
         f"{model.num_query_heads} query heads of {model.head_size}",
         "Width and vocabulary": f"{model.hidden_size:,} and {model.vocab_size:,}",
