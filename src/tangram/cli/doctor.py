@@ -13,6 +13,7 @@ from importlib import import_module, metadata, util
 
 from rich.console import Console
 
+from tangram.arguments import Parser
 from tangram.cli.findings import Finding, conclude, print_findings
 from tangram.cli.served import served
 from tangram.errors import ConfigurationError, TangramError
@@ -146,7 +147,7 @@ def _model(model: str) -> Finding:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tangram doctor",
         description="Check versions, device, and every hook of vLLM that compression relies on.",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tangram.arguments import check_output, count, ratios
+from tangram.arguments import Parser, check_output, count, ratios
 from tangram.cli.balance import DEFAULT_THREAD_BLOCKS
 from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram report",
         description="A calibration profile as one HTML page of pictures; it needs no network.",
     )
