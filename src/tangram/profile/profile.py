@@ -99,7 +99,6 @@ class Profile:
         for name in ("scorer_parameters", "data", "extra"):
             plain = json_object(f"profile: {name}", getattr(self, name))
             object.__setattr__(self, name, MappingProxyType(plain))
-        self._check_samples()
 
     def _check_chunk(self) -> None:
         for name in _CHUNK_FIELDS:
@@ -133,11 +132,6 @@ class Profile:
         array = np.array(array, order="C")
         if (shape := self._shape(name)) is not None:
             array = checked(name, array, shape)
-        if name == ROPE_FREQUENCIES and 2 * array.size > self.model.head_size:
-            raise ProfileError(
-                f"profile: {name} are {array.size}, and a head has {self.model.head_size} "
-                "dimensions, two for each"
-            )
         array.setflags(write=False)
         return array
 
@@ -255,6 +249,7 @@ class Profile:
         for name, array in arrays.items():
             if profile._shape(name) is not None and array.dtype != stored_dtype(name):
                 raise ProfileError(f"{name} must be {stored_dtype(name)}, got {array.dtype}")
+        profile._check_samples()
         return profile
 
 

@@ -215,7 +215,6 @@ def test_fields_that_no_profile_has_name_the_file_and_the_remedy(tmp_path, chang
         ("threshold_share/perlayer", lambda a: a - 1, "perlayer must lie between 0 and 1"),
         ("query_mean", lambda a: a.astype(np.float64), "query_mean must be float32"),
         ("query_mean", lambda a: a > 0, "query_mean must hold numbers, got bool"),
-        ("rope_frequencies", lambda a: np.tile(a, 2), "rope_frequencies are 8"),
         ("rope_frequencies", lambda a: a * np.nan, "not finite"),
     ],
 )

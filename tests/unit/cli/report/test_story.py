@@ -63,7 +63,7 @@ def test_a_good_profile_is_not_warned_about(make_profile):
 
 def test_few_samples_are_warned_about(make_profile):
     few = {name: array[:, :3] for name, array in make_profile().arrays.items() if "/" in name}
-    assert warned(make_profile(arrays=few, data={}), "Only 3 sample(s)")
+    assert warned(make_profile(arrays=few), "Only 3 sample(s)")
 
 
 def test_samples_that_disagree_are_warned_about(make_profile):
