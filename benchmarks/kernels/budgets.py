@@ -9,8 +9,7 @@ import numpy as np
 
 from tangram.budgets import allocate
 from tangram.geometry import Geometry
-from tangram.profile import ModelIdentity, Profile
-from tangram.profile.profile import threshold_share
+from tangram.profile import ModelIdentity, Profile, threshold_share
 from tangram.scorers import Scorer, get_scorer
 
 FILE_RATIO = 0.3

@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tangram.errors import ConfigurationError
 
 Number = TypeVar("Number", int, float)
+
+_SUFFIXES = {"K": 1 << 10, "M": 1 << 20}
+_MOST_TOKENS = 1 << 40
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with the remedy, as those of any other mistake are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(f"{message} ({self.prog} --help lists the options)")
 
 
 def count(text: str) -> int:
@@ -46,14 +57,34 @@ def ratios(text: str) -> tuple[float, ...]:
     return values
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """Whole numbers from 1, separated by commas."""
-    values = tuple(_number(int, part) for part in text.split(","))
-    if min(values) < 1:
+def tokens(text: str) -> int:
+    """A number of tokens from 1: 4096, or 4K; 1K is 1,024 of them and 1M is 1,024K."""
+    value, *more = _tokens(text)
+    if more or not value:
         raise argparse.ArgumentTypeError(
-            f"{text}: expected lengths of at least 1, separated by commas"
+            f"{text}: expected a number of tokens of at least 1, such as 4096 or 4K"
+        )
+    return value
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens as `tokens` takes them, separated by commas."""
+    values = _tokens(text)
+    if not all(values):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected lengths of at least 1, separated by commas, such as 4096,32K,1M"
         )
     return values
+
+
+def _tokens(text: str) -> tuple[int, ...]:
+    """The numbers, with 0 for each that is none."""
+    found = []
+    for part in map(str.strip, text.split(",")):
+        unit = _SUFFIXES.get(part[-1:].upper(), 1)
+        value = unit * _number(int, part[:-1] if unit > 1 else part)
+        found.append(value if 1 <= value <= _MOST_TOKENS else 0)
+    return tuple(found)
 
 
 def _number(kind: type[Number], text: str) -> Number:

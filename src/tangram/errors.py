@@ -1,8 +1,16 @@
 """Typed errors: a user's mistake says what was expected, what was got, and what to do."""
 
+from tangram.printable import one_line
+
 
 class TangramError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its text is one printable line, whatever it quotes of files, servers and other libraries.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigurationError(TangramError, ValueError):

@@ -98,4 +98,7 @@ def allocate(
         profile=profile,
         alpha=alpha,
     )
-    return RULES[level](problem)
+    found = RULES[level](problem)
+    assert found.group_size == page_group_size
+    assert sum(map(sum, found.pages)) == problem.total_pages
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from tangram.budgets.grouping import group_by_demand, head_pages
-from tangram.budgets.problem import BudgetProblem
+from tangram.budgets.problem import BudgetProblem, floor_pages
 from tangram.errors import ProfileError
 from tangram.geometry.heads import HeadGroups
+from tangram.printable import shown
 from tangram.profile import Profile
+from tangram.profile.checks import MOST_TOKENS, whole_number
 
 MEASURED = "measured"
 """Name of the level, and key of the profile's `extra` under which the entries lie."""
 
+_REMEDY = "measure them again, or choose another --compression-level"
 _SIZES = ("page_group_size", "chunk_size_tokens", "page_size_rows", "n_sink_tokens")
 
 
@@ -64,24 +68,105 @@ class MeasuredEntry:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> MeasuredEntry:
-        """The entry that `to_json` described."""
+        """The entry that `to_json` described.
+
+        Raises:
+            ProfileError, BudgetError, KeyError, TypeError: it is none: a field is missing, of the
+                wrong type or out of its range, or the budgets are of other sizes than it says.
+        """
         others = {name: value for name, value in plain.items() if name not in ("heads", "pages")}
-        return cls(head_groups=HeadGroups.from_lists(plain["heads"], plain["pages"]), **others)
+        groups = HeadGroups.from_lists(
+            [[list(map(_index, group)) for group in layer] for layer in plain["heads"]],
+            [list(map(_index, layer)) for layer in plain["pages"]],
+        )
+        entry = cls(head_groups=groups, **others)
+        entry._check()
+        return entry
+
+    def _check(self) -> None:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, float | int):
+            raise ProfileError(f"ratio must be a number, got {shown(self.ratio)}")
+        if not 0 < self.ratio <= 1:
+            raise ProfileError(f"ratio must lie in (0, 1], got {shown(self.ratio)}")
+        chunk = whole_number("chunk_size_tokens", self.chunk_size_tokens, most=MOST_TOKENS)
+        rows = whole_number("page_size_rows", self.page_size_rows, most=chunk)
+        whole_number("n_sink_tokens", self.n_sink_tokens, least=0, most=chunk)
+        whole_number("window_size_tokens", self.window_size_tokens, least=0, most=chunk)
+        if chunk % rows:
+            raise ProfileError(f"a chunk of {chunk} tokens is no multiple of {rows} rows of a page")
+        size = whole_number("page_group_size", self.page_group_size)
+        if size != self.head_groups.group_size:
+            raise ProfileError(
+                f"page_group_size is {size}, and its groups have {self.head_groups.group_size} "
+                "heads"
+            )
+        pages = [count for layer in self.head_groups.pages for count in layer]
+        least, most = floor_pages(self.n_sink_tokens, rows), chunk // rows
+        if min(pages) < least or max(pages) > most:
+            raise ProfileError(
+                f"its groups keep {min(pages)} to {max(pages)} pages of a chunk, expected "
+                f"{least} to {most}"
+            )
+        if not isinstance(self.log, Mapping):
+            raise ProfileError(f"log must be an object, got {shown(self.log)}")
+
+    def check_total(self) -> None:
+        """Return only if the groups keep as many pages as the ratio allows.
+
+        Raises:
+            ProfileError: more or fewer.
+        """
+        pages = [count for layer in self.head_groups.pages for count in layer]
+        each = self.chunk_size_tokens // self.page_size_rows
+        if sum(pages) != (expected := round(self.ratio * (each * len(pages)))):
+            raise ProfileError(
+                f"the profile's measured budgets for ratio {self.ratio:g} have {sum(pages)} "
+                f"pages, expected {expected}: {_REMEDY}"
+            )
+
+
+def _index(value: object) -> int:
+    return whole_number("a head, or a number of pages,", value, least=0, most=MOST_TOKENS)
 
 
 def measured_entries(profile: Profile) -> list[MeasuredEntry]:
     """What the profile holds, in the order it was measured.
 
     Raises:
-        ProfileError: entries that are none.
+        ProfileError: entries that are none, that do not fit the model or their own ratio and
+            sizes, or two for the same ones.
     """
-    try:
-        return [MeasuredEntry.from_json(plain) for plain in profile.extra.get(MEASURED, ())]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    plain = profile.extra.get(MEASURED, [])
+    if not isinstance(plain, list):
         raise ProfileError(
-            f"the profile's measured budgets are damaged ({error!r}): measure them again, or "
-            "choose another --compression-level"
+            f"the profile's measured budgets are damaged ({shown(plain)} is no list): {_REMEDY}"
+        )
+    try:
+        entries = [MeasuredEntry.from_json(dict(each)) for each in plain]
+    except KeyError as error:
+        raise ProfileError(
+            f"the profile's measured budgets are damaged (no {error}): {_REMEDY}"
         ) from error
+    except (TypeError, ValueError, IndexError) as error:
+        raise ProfileError(
+            f"the profile's measured budgets are damaged ({error}): {_REMEDY}"
+        ) from error
+    for entry in entries:
+        groups, model = entry.head_groups, profile.model
+        if (groups.num_layers, groups.num_kv_heads) != (model.num_layers, model.num_kv_heads):
+            raise ProfileError(
+                f"the profile's measured budgets are of {groups.num_layers} layers and "
+                f"{groups.num_kv_heads} KV heads, the model has {model.num_layers} and "
+                f"{model.num_kv_heads}: {_REMEDY}"
+            )
+        entry.check_total()
+    answered = Counter((entry.ratio, entry.sizes) for entry in entries)
+    if entries and max(answered.values()) > 1:
+        (ratio, _), _ = answered.most_common(1)[0]
+        raise ProfileError(
+            f"the profile's measured budgets for ratio {ratio:g} are there twice: {_REMEDY}"
+        )
+    return entries
 
 
 def with_entry(profile: Profile, entry: MeasuredEntry) -> Profile:
@@ -99,15 +184,14 @@ def default_level(profile: Profile | None) -> str:
     """The level that is taken when none is named: the best that the profile allows."""
     if profile is None:
         return "uniform"
-    return MEASURED if profile.extra.get(MEASURED) else "error"
+    return MEASURED if profile.extra.get(MEASURED, []) != [] else "error"
 
 
 def measured_budgets(problem: BudgetProblem) -> HeadGroups:
     """What was measured for this question, or what its nearest neighbours suggest.
 
     Raises:
-        ProfileError: nothing was measured for this profile; its entries are damaged, or of
-            another number of layers and heads.
+        ProfileError: nothing was measured for this profile, or its entries are damaged.
     """
     entries = measured_entries(problem.needed_profile())
     if not entries:
@@ -117,21 +201,8 @@ def measured_budgets(problem: BudgetProblem) -> HeadGroups:
         )
     asked = tuple(getattr(problem, name) for name in _SIZES)
     for entry in entries:
-        groups = entry.head_groups
-        if (groups.num_layers, groups.num_kv_heads) != (problem.num_layers, problem.num_kv_heads):
-            raise ProfileError(
-                f"the profile's measured budgets are of {groups.num_layers} layers and "
-                f"{groups.num_kv_heads} KV heads, the model has {problem.num_layers} and "
-                f"{problem.num_kv_heads}: measure them again"
-            )
         if (entry.ratio, entry.sizes) == (problem.ratio, asked):
-            if sum(map(sum, groups.pages)) != problem.total_pages:
-                raise ProfileError(
-                    f"the profile's measured budgets for ratio {entry.ratio:g} have "
-                    f"{sum(map(sum, groups.pages))} pages, expected {problem.total_pages}: measure "
-                    "them again"
-                )
-            return groups
+            return entry.head_groups
     family = min((entry.sizes for entry in entries), key=lambda sizes: _distance(sizes, asked))
     alike = sorted((e for e in entries if e.sizes == family), key=lambda entry: entry.ratio)
     nearest = min(alike, key=lambda entry: abs(math.log(entry.ratio / problem.ratio)))

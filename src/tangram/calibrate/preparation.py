@@ -82,6 +82,12 @@ class Calibration:
     out: Path
 
     @property
+    def name(self) -> str:
+        """The model's name: on the Hub, or of its folder."""
+        folder = Path(self.model)
+        return folder.resolve().name if folder.is_dir() else self.model
+
+    @property
     def partial(self) -> Path:
         """The file that an interrupted run leaves."""
         return self.out.with_name(self.out.name + ".partial")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from tangram.arguments import Parser
 from tangram.errors import TangramError
 from tangram.version import VERSION
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tangram",
         description="Non-uniform KV cache compression that frees memory, inside stock vLLM.",
         epilog=f"commands:\n{listed}\n\n'tangram COMMAND --help' tells more about one.",

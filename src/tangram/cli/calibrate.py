@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tangram.arguments import count, positive, ratios
+from tangram.arguments import Parser, count, positive, ratios, tokens
 from tangram.calibrate.preparation import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MEASURE_RATIOS,
@@ -107,6 +107,7 @@ def calibrate(
         "held_back_kinds": [sample.kind for sample in plan.held],
         "held_back_tokens": [len(sample.token_ids) for sample in plan.held],
         "weights": plan.weights,
+        "model_name": plan.name,
     }
     profile = replace(profile, extra={**profile.extra, **extra})
     if not plan.ratios:
@@ -199,7 +200,7 @@ def _print(console: Console, *lines: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
     defaults = CompressionOptions()
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram calibrate",
         description="Record what every head of a model needs, and write it as a profile.",
     )
@@ -222,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     add(
         "--max-tokens",
-        type=count,
+        type=tokens,
         metavar="T",
         help=f"of a sample (default: {DEFAULT_MAX_TOKENS})",
     )

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tangram.arguments import check_output, count
+from tangram.arguments import Parser, check_output, count, tokens
 from tangram.children import ended_by_sigterm
 from tangram.cli.demo_report import print_report, report, server_figures
 from tangram.conversations import TURN_TOKENS, Conversation, make_conversation
@@ -221,7 +221,7 @@ def _play_against(name: str, demo: Demo, logs: Path, console: Console) -> dict[s
 
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram demo",
         description="Play conversations against stock vLLM and against compression, and compare.",
     )
@@ -231,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     add("--turns", type=count, default=4, metavar="K", help="questions in each (default: 4)")
     add(
         "--context-tokens",
-        type=count,
+        type=tokens,
         default=3000,
         metavar="T",
         help="of a whole conversation (default: 3000)",
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     add("--facts", type=count, default=24, metavar="F", help="told in each (default: 24)")
     add("--concurrency", type=count, default=4, metavar="N", help="at a time (default: 4)")
     add("--seed", type=int, default=1, help="of the conversations (default: 1)")
-    add("--chunk-size", type=count, metavar="C", help="tokens that are sealed together")
+    add("--chunk-size", type=tokens, metavar="C", help="tokens that are sealed together")
     add(
         "--page-group-size",
         type=count,

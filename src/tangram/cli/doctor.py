@@ -7,46 +7,24 @@ from __future__ import annotations
 
 import argparse
 import platform
-import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http.client import HTTPException
 from importlib import import_module, metadata, util
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from tangram.arguments import Parser
+from tangram.cli.findings import Finding, conclude, print_findings
+from tangram.cli.served import served
 from tangram.errors import ConfigurationError, TangramError
 from tangram.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
-from tangram.serving.scrape import samples
-from tangram.vllm_plugin.drift.board import LEAST_CHUNKS
+from tangram.printable import cut
+from tangram.serving.scrape import fetch
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN = "tangram.vllm_plugin:register"
 MEDIA_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 """What pip brings along for vLLM; compression needs none of them."""
-_TIMEOUT_S = 10.0
-_MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row: what was looked at, what was found, and whether it stands in the way.
-
-    `warning` marks what does not, and is worth knowing all the same.
-    """
-
-    name: str
-    found: str
-    ok: bool = True
-    note: str = ""
-    warning: bool = False
-
-    @property
-    def color(self) -> str:
-        """How the row is shown."""
-        return "red" if not self.ok else "yellow" if self.warning else "green"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,10 +34,16 @@ def run(argv: Sequence[str]) -> int:
     if args.url:
         return _report_server(args.url, console)
     has_vllm = version_of(*VLLM_DISTRIBUTIONS) is not None
-    findings = [*_versions(), *_environment(has_vllm), *_media()]
+    media = _media()
+    findings = [*_versions(), *_environment(has_vllm), *media]
     if args.model:
         findings.append(_model(args.model))
-    _print("Installed", findings, console)
+    print_findings("Installed", findings, console)
+    if cure := next((finding.note for finding in media if not finding.ok), ""):
+        # Whatever imports transformers fails by it: the hooks would say the same again and again.
+        conclude(findings, console)
+        console.print(cure, style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
     if has_vllm:
         from tangram.vllm_plugin.compat.version import SUPPORTED_VLLM
         from tangram.vllm_plugin.frontend.hooks import check_hooks
@@ -68,102 +52,25 @@ def run(argv: Sequence[str]) -> int:
             Finding(r.name, "ok" if r.ok else f"{r.where}: {r.difference}", r.ok, r.reason)
             for r in check_hooks()
         ]
-        _print(f"Hooks of vLLM {SUPPORTED_VLLM}", hooks, console)
+        print_findings(f"Hooks of vLLM {SUPPORTED_VLLM}", hooks, console)
         findings += hooks
-    return _conclude(findings, console)
-
-
-def _conclude(findings: Sequence[Finding], console: Console) -> int:
-    wrong = [finding.name for finding in findings if not finding.ok]
-    if wrong:
-        console.print(
-            f"compression cannot be served: {', '.join(wrong)}", style="red", markup=False
-        )
-        return 1
-    if warned := [finding.name for finding in findings if finding.warning]:
-        told = f"nothing stands in the way; to be looked at: {', '.join(warned)}"
-        console.print(told, style="yellow", markup=False)
-        return 0
-    console.print("all is as it should be", style="green")
-    return 0
+    return conclude(findings, console)
 
 
 def _report_server(url: str, console: Console) -> int:
     # As curl does; urllib would take the host of `localhost:8000` for a scheme.
     address = url if "://" in url else f"http://{url}"
-    address = address.rstrip("/").removesuffix("/metrics") + "/metrics"
+    address = address.rstrip("/").removesuffix("/metrics").removesuffix("/v1") + "/metrics"
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as response:
-            text = response.read().decode()
+        text = fetch(address)
     except (OSError, ValueError, HTTPException) as error:  # urllib's own errors are OSErrors
         raise ConfigurationError(
-            f"--url {url}: {address} cannot be read: {error}; give the address of a running "
-            "server, such as http://localhost:8000"
+            f"--url {url}: {address} cannot be read: {cut(error, 200)}; give the address of a "
+            "running server, such as http://localhost:8000"
         ) from error
     findings = served(text)
-    _print(f"Served at {url}", findings, console)
-    return _conclude(findings, console)
-
-
-def served(text: str) -> list[Finding]:
-    """What a server's metrics, in Prometheus' text format, say of its compression."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    findings = []
-    for sample in samples(text):
-        prefix, _, name = sample.name.partition(":")
-        if prefix != "tangram":
-            continue
-        labels, engine = sample.labels, sample.labels.get("engine", "")
-        if name == "layout_info":
-            what = "scorer {scorer}, level {level}, ratio {ratio}, chunks of {chunk_size} tokens"
-            if parameters := labels.get("scorer_parameters"):
-                labels["scorer"] += f"({parameters})"
-            layout = f"{labels['layout']}: {what.format(**labels)}"
-            findings.append(Finding(f"engine {engine}: layout", layout))
-        values = found.setdefault(engine, {}).setdefault(name, {})
-        values[labels.get("kind") or labels.get("reason", "")] = sample.value
-    if not findings:
-        note = "start it with --enable-compression, and without --disable-log-stats"
-        return [Finding("compression", "no metrics of it", False, note)]
-    for engine in sorted(found.keys() - {""}):
-        findings += _engine(engine, found[engine])
-    refused = {k: v for k, v in found.get("", {}).get("refused_requests_total", {}).items() if v}
-    if refused:
-        counts = ", ".join(f"{count:.0f} for {reason}" for reason, count in refused.items())
-        findings.append(Finding("refused requests", counts, warning=True))
-    return findings
-
-
-def _engine(engine: str, found: dict[str, dict[str, float]]) -> Iterator[Finding]:
-    def value(name: str) -> float:
-        return found[name][""]
-
-    blocks = ", ".join(
-        f"{number:.0f} {kind.replace('_', ' ')}" for kind, number in found["blocks"].items()
-    )
-    kept, saved = value("retained_bytes") / _MIB, value("saved_bytes") / _MIB
-    yield Finding(f"engine {engine}: blocks", blocks)
-    yield Finding(
-        f"engine {engine}: running requests",
-        f"{kept:.1f} MiB of rows kept, {saved:.1f} MiB saved against full KV",
-    )
-    yield Finding(f"engine {engine}: chunks sealed", f"{value('chunks_sealed_total'):.0f}")
-    name = f"engine {engine}: drift"
-    if "drift_sampled_chunks_total" not in found:
-        yield Finding(name, "not sampled", note="--compression-drift-sample N samples it")
-        return
-    sampled = value("drift_sampled_chunks_total")
-    if sampled < LEAST_CHUNKS:
-        yield Finding(name, f"too few chunks yet ({sampled:.0f} of {LEAST_CHUNKS})")
-        return
-    off, limit = value("drift_deviation"), value("drift_limit")
-    over, expected = value("drift_heads_over_budget"), value("drift_expected_over_budget")
-    text = (
-        f"{off:.2f} deviations over {sampled:.0f} sampled chunks, limit {limit:g}; {over:.0%} of "
-        f"the heads want more than their budget, {expected:.0%} in calibration"
-    )
-    remedy = "calibrate a --compression-profile on text like this traffic"
-    yield Finding(name, text, note=remedy if off > limit else "", warning=off > limit)
+    print_findings(f"Served at {url}", findings, console)
+    return conclude(findings, console)
 
 
 def _versions() -> list[Finding]:
@@ -242,19 +149,8 @@ def _model(model: str) -> Finding:
     return Finding(f"model {model}", f"can be compressed: {identity}")
 
 
-def _print(title: str, findings: Iterable[Finding], console: Console) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    table.add_column("", overflow="fold", style="dim")
-    for finding in findings:
-        # As texts, because what was found may hold brackets, which markup would swallow.
-        table.add_row(finding.name, Text(finding.found, finding.color), Text(finding.note))
-    console.print(table)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tangram doctor",
         description="Check versions, device, and every hook of vLLM that compression relies on.",
     )

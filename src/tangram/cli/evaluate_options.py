@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tangram.arguments import count
+from tangram.arguments import Parser, count, tokens
 from tangram.errors import ConfigurationError
 from tangram.evaluate.tasks import task_names
 from tangram.plan.dtypes import ITEMSIZE_BYTES
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram evaluate",
         description="Accuracy of compressed conversations against full KV, on the real engine.",
     )
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--context-tokens",
-        type=_list_of(count),
+        type=_list_of(tokens),
         default=[4096],
         metavar="N,N,...",
         help="tokens of a whole conversation (default: 4096)",
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     engine = made.add_argument_group("the engine")
     engine.add_argument("--dtype", choices=list(ITEMSIZE_BYTES), help="(default: vLLM's)")
     engine.add_argument(
-        "--max-model-len", type=count, metavar="N", help="(default: what the tasks need)"
+        "--max-model-len", type=tokens, metavar="N", help="(default: what the tasks need)"
     )
     engine.add_argument(
         "--engine",

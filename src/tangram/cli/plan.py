@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tangram.arguments import check_output, count, lengths, positive
+from tangram.arguments import Parser, check_output, count, lengths, positive
 from tangram.cli.balance import (
     DEFAULT_THREAD_BLOCKS,
     H200_SMS,
@@ -34,6 +35,7 @@ from tangram.plan.models import (
 )
 from tangram.plan.options import CompressionOptions, add_flags
 from tangram.plan.supported import refuse_model
+from tangram.printable import printable
 from tangram.profile import ModelIdentity, text_config
 from tangram.scorers import scorer_title
 
@@ -63,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     console = Console()
     _print(result, console)
     if missing:
-        console.print(missing, highlight=False)
+        console.print(printable(missing), highlight=False, markup=False)
     console.print(balance_table(result["decode_balance"]))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -93,7 +95,7 @@ def compression_options(args: argparse.Namespace) -> CompressionOptions:
 
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram plan",
         description="What a model's KV cache takes, compressed and not, from its config alone.",
     )
@@ -119,8 +121,8 @@ def parser() -> argparse.ArgumentParser:
         "--contexts",
         type=lengths,
         metavar="N,N,...",
-        help=f"tokens of a request (default: {','.join(map(str, DEFAULT_CONTEXTS))}, as far as "
-        "the model goes)",
+        help="tokens of a request, such as 4096,32K,1M (default: "
+        f"{','.join(map(str, DEFAULT_CONTEXTS))}, as far as the model goes)",
     )
     made.add_argument(
         "--thread-blocks",
@@ -151,7 +153,8 @@ def _print(result: Mapping[str, Any], console: Console) -> None:
         f"recent ones; {compressed['blocks']:,} fit in {memory:g} GiB",
         "rows a chunk": f"{rows['min']} to {rows['max']} a head, median {rows['median']:g}",
     }.items():
-        about.add_row(f"[bold]{name}[/bold]", value)
+        # As texts, because a model's name may hold brackets, which markup would swallow.
+        about.add_row(Text(name, "bold"), Text(printable(value)))
     console.print(about)
     table = Table(title=f"Requests that fit in {memory:g} GiB of KV cache")
     for name in ("context", "full KV", "compressed", "MiB full", "MiB compressed", "gain"):

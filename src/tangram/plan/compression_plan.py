@@ -6,12 +6,13 @@ The plan is made once, where the engine's configuration is made, and travels as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tangram.budgets import allocate, default_level, floor_pages
-from tangram.errors import ConfigurationError
+from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry, LayerMap, check_chunk
 from tangram.plan.drift_reference import DriftReference
 from tangram.plan.model_shape import ModelShape
@@ -151,22 +152,26 @@ def make_plan(
     profile = None
     if path is not None:
         profile = Profile.load(path)
-        profile.check(model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters())
+        with _named(path):
+            profile.check(
+                model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
+            )
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
     level = options.compression_level or default_level(profile)
     shape = shape or ModelShape.of(model)
-    head_groups = allocate(
-        level,
-        num_layers=shape.num_layers,
-        num_kv_heads=shape.num_kv_heads,
-        ratio=options.compression_ratio,
-        chunk_size_tokens=options.compression_chunk_size,
-        page_size_rows=PAGE_SIZE_ROWS,
-        page_group_size=group_size(options, shape.num_kv_heads),
-        n_sink_tokens=options.compression_n_sink_tokens,
-        profile=profile,
-    )
+    with _named(path):
+        head_groups = allocate(
+            level,
+            num_layers=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            ratio=options.compression_ratio,
+            chunk_size_tokens=options.compression_chunk_size,
+            page_size_rows=PAGE_SIZE_ROWS,
+            page_group_size=group_size(options, shape.num_kv_heads),
+            n_sink_tokens=options.compression_n_sink_tokens,
+            profile=profile,
+        )
     geometry = Geometry(
         head_groups=head_groups,
         num_query_heads=shape.num_query_heads,
@@ -189,6 +194,15 @@ def make_plan(
         options.compression_drift_sample,
         scorer.changed_parameters(),
     )
+
+
+@contextmanager
+def _named(path: str | None) -> Iterator[None]:
+    """What is wrong with a profile is said with its file."""
+    try:
+        yield
+    except ProfileError as error:
+        raise type(error)(f"--compression-profile {path}: {error}") from error
 
 
 def plan_of(additional_config: object) -> CompressionPlan | None:

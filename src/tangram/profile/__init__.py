@@ -1,13 +1,13 @@
 """The profile: the file that calibration writes and that budgets and scorers read."""
 
 from tangram.profile.identity import ModelIdentity, text_config
-from tangram.profile.profile import (
+from tangram.profile.profile import Profile
+from tangram.profile.statistics import (
     ERROR_CURVE,
     MASS_CURVE,
     QUERY_COVARIANCE,
     QUERY_MEAN,
     ROPE_FREQUENCIES,
-    Profile,
     threshold_share,
 )
 from tangram.profile.store import SCHEMA_VERSION

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -202,11 +203,33 @@ def locked(
             return
 
 
+def open_beside(path: Path) -> IO[str]:
+    """A file beside a profile, opened to be written anew, in a folder that is made.
+
+    Its name can be foretold, so it is never opened through a link, nor waited for as a pipe.
+
+    Raises:
+        OSError: it cannot be made or written to, is a link, or is no plain file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags, 0o666), "w")
+    try:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is no plain file")
+        file.truncate()
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
 def _opened(lock: Path, named_by: str) -> IO[str]:
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return lock.open("w")
+        return open_beside(lock)
     except OSError as error:
+        if lock.is_symlink():
+            raise ProfileError(f"{lock} is a link, which is not followed: remove it") from error
         raise ProfileError(
             f"{lock.parent} cannot be written to ({error}): name another folder with {named_by}"
         ) from error
@@ -224,6 +247,6 @@ def _acquire(file: IO[str], on_wait: Callable[[], None]) -> None:
 
 def _is_at(path: Path, file: IO[str]) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tangram.errors import ProfileError
+from tangram.profile.checks import MOST_HEADS, text, whole_number
 
 # Named one by one, because a config that went through a library holds many more fields than the
 # file it came from (defaults, generation settings), and both must give the same digest.
@@ -73,9 +74,15 @@ class ModelIdentity:
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:7]:
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ProfileError(f"model identity: {field.name} must be >= 1, got {value!r}")
+            whole_number(f"model identity: {field.name}", getattr(self, field.name))
+        if self.num_layers * self.num_query_heads > MOST_HEADS:
+            raise ProfileError(
+                f"model identity: {self.num_layers} layers of {self.num_query_heads} query heads "
+                f"are more than {MOST_HEADS} heads"
+            )
+        text("model identity: architecture", self.architecture)
+        if self.config_sha256 is not None:
+            text("model identity: config_sha256", self.config_sha256)
         if self.num_query_heads % self.num_kv_heads:
             raise ProfileError(
                 f"model identity: {self.num_query_heads} query heads are not a multiple of "

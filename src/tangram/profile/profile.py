@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 
 from tangram.errors import ProfileError, ProfileMismatchError
+from tangram.printable import shown
 from tangram.profile import store
+from tangram.profile.checks import MOST_TOKENS, json_object, rising_numbers, text, whole_number
 from tangram.profile.identity import ModelIdentity
+from tangram.profile.statistics import (
+    QUERY_COVARIANCE,
+    QUERY_MEAN,
+    ROPE_FREQUENCIES,
+    SAMPLE_AXES,
+    checked,
+    known_shape,
+    stored_dtype,
+)
 from tangram.version import VERSION
 
-MASS_CURVE = "mass_curve"
-ERROR_CURVE = "error_curve"
-QUERY_MEAN = "query_mean"
-QUERY_COVARIANCE = "query_covariance"
-ROPE_FREQUENCIES = "rope_frequencies"
 _CHUNK_FIELDS = ("chunk_size_tokens", "window_size_tokens", "n_sink_tokens")
-
-
-def threshold_share(scope: str) -> str:
-    """Name of the array of threshold shares of a scope, `crosslayer` or `perlayer`."""
-    return f"threshold_share/{scope}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +63,8 @@ class Profile:
         tangram_version: version that wrote it.
 
     Raises:
-        ProfileError: a grid or an array does not fit the rest.
+        ProfileError: a field of the wrong type or out of its range, or a grid or an array that
+            does not fit the rest.
 
     Source: docs/design.md section 5.
     """
@@ -82,52 +84,55 @@ class Profile:
     tangram_version: str = VERSION
 
     def __post_init__(self) -> None:
+        for name in ("scorer_name", "tangram_version"):
+            text(f"profile: {name}", getattr(self, name))
+        whole_number("profile: seed", self.seed, -(1 << 64), 1 << 64)
         for name in ("ratios", "shares"):
-            grid = tuple(float(value) for value in getattr(self, name))
+            grid = rising_numbers(f"profile: {name}", getattr(self, name))
             object.__setattr__(self, name, grid)
-            if any(low >= high for low, high in zip(grid, grid[1:], strict=False)):
-                raise ProfileError(f"profile: {name} must increase, got {grid}")
         if self.ratios and not (self.ratios[0] > 0 and self.ratios[-1] <= 1):
-            raise ProfileError(f"profile: ratios must lie in (0, 1], got {self.ratios}")
+            raise ProfileError(f"profile: ratios must lie in (0, 1], got {shown(self.ratios)}")
         if self.shares and (self.shares[0], self.shares[-1]) != (0.0, 1.0):
-            raise ProfileError(f"profile: shares must run from 0 to 1, got {self.shares}")
-        for name in _CHUNK_FIELDS:
-            if getattr(self, name) < (name == "chunk_size_tokens"):
-                raise ProfileError(f"profile: {name} cannot be {getattr(self, name)}")
+            raise ProfileError(f"profile: shares must run from 0 to 1, got {shown(self.shares)}")
+        self._check_chunk()
         arrays = {name: self._checked(name, array) for name, array in self.arrays.items()}
         object.__setattr__(self, "arrays", MappingProxyType(arrays))
         for name in ("scorer_parameters", "data", "extra"):
-            object.__setattr__(self, name, MappingProxyType(_json(name, getattr(self, name))))
+            plain = json_object(f"profile: {name}", getattr(self, name))
+            object.__setattr__(self, name, MappingProxyType(plain))
+
+    def _check_chunk(self) -> None:
+        for name in _CHUNK_FIELDS:
+            size = getattr(self, name)
+            whole_number(f"profile: {name}", size, -MOST_TOKENS, MOST_TOKENS)
+            if size < (name == "chunk_size_tokens"):
+                raise ProfileError(f"profile: {name} cannot be {size}")
+        if self.window_size_tokens + self.n_sink_tokens > self.chunk_size_tokens:
+            raise ProfileError(
+                f"profile: a window of {self.window_size_tokens} tokens and {self.n_sink_tokens} "
+                f"sinks do not fit a chunk of {self.chunk_size_tokens}"
+            )
+
+    def _check_samples(self) -> None:
+        """All arrays over samples are over the same ones, as many as `data` tells of."""
+        counts = {
+            name: array.shape[SAMPLE_AXES[name]]
+            for name, array in self.arrays.items()
+            if name in SAMPLE_AXES
+        }
+        if "n_samples" in self.data:
+            number = whole_number("profile: data's n_samples", self.data["n_samples"])
+            counts = {"data's n_samples": number, **counts}
+        if len(set(counts.values())) > 1:
+            raise ProfileError(f"profile: numbers of samples differ: {counts}")
 
     def _shape(self, name: str) -> tuple[int | None, ...] | None:
-        """Shape that an array of this name must have (None: any size), or None for other names."""
-        layers, kv_heads = self.model.num_layers, self.model.num_kv_heads
-        queries, size = self.model.num_query_heads, self.model.head_size
-        return {
-            threshold_share("crosslayer"): (len(self.ratios), None, layers, kv_heads),
-            threshold_share("perlayer"): (len(self.ratios), None, layers, kv_heads),
-            MASS_CURVE: (None, layers, kv_heads, len(self.shares)),
-            ERROR_CURVE: (None, layers, kv_heads, len(self.shares)),
-            QUERY_MEAN: (layers, queries, size),
-            QUERY_COVARIANCE: (layers, queries, size, size),
-            ROPE_FREQUENCIES: (None,),
-        }.get(name)
+        return known_shape(name, self.model, len(self.ratios), len(self.shares))
 
     def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
-        expected = self._shape(name)
         array = np.array(array, order="C")
-        if expected is not None:
-            array = array.astype(np.float64 if name == ROPE_FREQUENCIES else np.float32)
-            fits = len(expected) == array.ndim and all(
-                want in (None, have) for want, have in zip(expected, array.shape, strict=True)
-            )
-            if not fits or array.size == 0:
-                raise ProfileError(
-                    f"profile: {name} must have shape {expected} (None: any size), none of them "
-                    f"zero, got {array.shape}"
-                )
-            if not np.isfinite(array).all():
-                raise ProfileError(f"profile: {name} holds values that are not finite")
+        if (shape := self._shape(name)) is not None:
+            array = checked(name, array, shape)
         array.setflags(write=False)
         return array
 
@@ -180,7 +185,7 @@ class Profile:
                 f"has {self.model}, the server has {model}; give the --compression-profile of "
                 "this model, or none"
             )
-        mine = scorer_name, _json("scorer_parameters", scorer_parameters)
+        mine = scorer_name, json_object("profile: scorer_parameters", scorer_parameters)
         theirs = self.scorer_name, dict(self.scorer_parameters)
         if mine != theirs:
             what, option = "another scorer", "--compression-scorer of the profile"
@@ -222,31 +227,35 @@ class Profile:
         """
         header, arrays = store.read(Path(path))
         try:
-            return cls(
-                model=ModelIdentity(**header["model"]),
-                scorer_name=header["scorer"]["name"],
-                scorer_parameters=header["scorer"]["parameters"],
-                **{name: header["chunk"][name] for name in _CHUNK_FIELDS},
-                ratios=header["ratios"],
-                shares=header["shares"],
-                data=header["data"],
-                seed=header["seed"],
-                extra=header["extra"],
-                arrays=arrays,
-                tangram_version=header["tangram_version"],
-            )
-        except (KeyError, TypeError, ProfileError) as error:
-            raise ProfileError(
-                f"{path}: its header does not describe a profile: {error}"
-            ) from error
+            return cls._of_file(header, arrays)
+        except KeyError as error:
+            reason = f"it lacks {error}"
+        except (TypeError, ProfileError) as error:
+            reason = str(error)
+        raise ProfileError(
+            f"{path}: its header does not describe a profile: {reason}: {store.REMEDY}"
+        )
 
-
-def _json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping as JSON gives it back: tuples are lists, keys are strings."""
-    try:
-        return json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ProfileError(f"profile: {name} must hold JSON values: {error}") from error
+    @classmethod
+    def _of_file(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Profile:
+        profile = cls(
+            model=ModelIdentity(**header["model"]),
+            scorer_name=header["scorer"]["name"],
+            scorer_parameters=header["scorer"]["parameters"],
+            **{name: header["chunk"][name] for name in _CHUNK_FIELDS},
+            ratios=header["ratios"],
+            shares=header["shares"],
+            data=header["data"],
+            seed=header["seed"],
+            extra=header["extra"],
+            arrays=arrays,
+            tangram_version=header["tangram_version"],
+        )
+        for name, array in arrays.items():
+            if profile._shape(name) is not None and array.dtype != stored_dtype(name):
+                raise ProfileError(f"{name} must be {stored_dtype(name)}, got {array.dtype}")
+        profile._check_samples()
+        return profile
 
 
 def _scorer(name: str, parameters: Mapping[str, Any]) -> str:

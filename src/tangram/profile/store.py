@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tangram.errors import ProfileError
+from tangram.printable import cut, shown
 
 SCHEMA_VERSION = 1
+
+REMEDY = "calibrate again, or give another file"
+
+_MOST_BYTES = 8 << 30  # several times what the largest models take
+_MOST_NESTED = 32
+_UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, AttributeError, MemoryError)
 
 # One key only: safetensors keeps no order among several, and the bytes are to be reproducible.
 METADATA_KEY = "tangram_profile"
@@ -62,42 +70,80 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     Raises:
         ProfileError: missing, truncated, damaged, of a newer schema, or another kind of file;
-            names the path.
+            names the path and the remedy.
     """
+    _refuse_special(path)
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise ProfileError(
-            f"{path}: no readable profile there ({error}): give the path of a file that "
-            "calibration wrote"
-        ) from error
+    except _UNREADABLE as error:
+        raise ProfileError(f"{path}: no readable profile there ({error}): {REMEDY}") from error
     if METADATA_KEY not in metadata:
         raise ProfileError(
-            f"{path}: a safetensors file, but not a profile: its metadata has no {METADATA_KEY}"
+            f"{path}: a safetensors file, but not a profile: its metadata has no {METADATA_KEY}: "
+            f"{REMEDY}"
         )
     try:
-        header = json.loads(metadata[METADATA_KEY])
-        schema, writer = int(header["schema_version"]), header.get("tangram_version")
+        header = _parsed(metadata[METADATA_KEY])
+        schema = header["schema_version"]
+        if type(schema) is not int or schema < 1:
+            raise ValueError(f"schema_version is {shown(schema)}")
         if schema <= SCHEMA_VERSION:
-            found = header.pop("sha256")
-            damaged = found != _digest(header, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            damaged = header.pop("sha256") != _digest(header, arrays)
+    except (KeyError, ValueError, RecursionError) as error:
         raise ProfileError(
-            f"{path}: damaged: its header is not one ({error!r}): copy it again, or calibrate again"
+            f"{path}: damaged: its header is not one ({error!r}): {REMEDY}"
         ) from error
     if schema > SCHEMA_VERSION:
         raise ProfileError(
-            f"{path}: written with schema {schema} by version {writer}; this version reads "
-            f"schemas up to {SCHEMA_VERSION}: update tangram-kv, or calibrate again"
+            f"{path}: written with schema {shown(schema)} by version "
+            f"{cut(header.get('tangram_version'), 40)}; this version reads schemas up to "
+            f"{SCHEMA_VERSION}: update tangram-kv, or {REMEDY}"
         )
     if damaged:
         raise ProfileError(
-            f"{path}: damaged: its contents do not fit its checksum: copy it again, or calibrate "
-            "again"
+            f"{path}: damaged: its contents do not fit its checksum: copy it again, {REMEDY}"
         )
     return header, arrays
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise ProfileError for what is no plain file: opening a pipe would wait for ever."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: no readable profile there ({error}): {REMEDY}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+        raise ProfileError(f"{path}: no readable profile there (it is {kind}): {REMEDY}")
+    if found.st_size > _MOST_BYTES:
+        raise ProfileError(
+            f"{path}: no readable profile there (it has {found.st_size:,} bytes, and no profile "
+            f"more than {_MOST_BYTES:,}): {REMEDY}"
+        )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The header.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON object, or nested beyond what others can walk.
+    """
+    header = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(header, dict):
+        raise ValueError(f"it is {shown(header)}, expected a JSON object")
+    level: list[Any] = [header]
+    for _ in range(_MOST_NESTED):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [value for each in inner for value in each if isinstance(value, dict | list)]
+    if level:
+        raise ValueError(f"it is nested more than {_MOST_NESTED} levels deep")
+    return header
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON")
 
 
 def _canonical(header: Mapping[str, Any]) -> str:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import threading
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
+from urllib.error import HTTPError
 
-_SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# Quantifiers that never give back what they took: a line is read once, whatever it holds.
+_NAME = re.compile(r"[a-zA-Z_:][\w:]*+")
+_LABEL = re.compile(r'\s*+([a-zA-Z_]\w*+)="((?:[^"\\]|\\.)*+)"\s*+,?+')
+_VALUE = re.compile(r"\s++(\S++)(?:\s++-?\d++)?+\s*+")
 _INTERVAL_S = 0.1
+_MOST_BYTES = 4 << 20  # many times what a server has to say
+_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,83 @@ class Sample:
     value: float
 
 
+def fetch(address: str, *, most_bytes: int = _MOST_BYTES, limit_s: float = _LIMIT_S) -> str:
+    """What a URL gives, read within a limit of bytes and one of time for all of it.
+
+    The reading is left to itself when its time is over: a server that sends a byte now and then, or
+    a pipe that nobody writes to, never lets it return.
+
+    Args:
+        address: the URL.
+        most_bytes: of its contents.
+        limit_s: until its end.
+
+    Raises:
+        OSError, ValueError, HTTPException: it cannot be read, or is more than that.
+    """
+    found: list[bytes | Exception] = []
+
+    def read() -> None:
+        try:
+            with urllib.request.urlopen(address, timeout=limit_s) as response:
+                found.append(response.read(most_bytes + 1))
+        except Exception as error:  # raised where somebody waits for it
+            if isinstance(error, HTTPError):
+                error.close()
+            found.append(error)
+
+    thread = threading.Thread(target=read, name="fetch", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not found:
+        raise TimeoutError(f"it did not end within {limit_s:g} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    if len(found[0]) > most_bytes:
+        raise OSError(f"it has more than {most_bytes:,} bytes")
+    return found[0].decode(errors="replace")
+
+
+def read_samples(text: str) -> tuple[list[Sample], list[str]]:
+    """The samples of a scrape in order, and the lines that are neither one nor a comment.
+
+    Takes time in proportion to the text, whatever it is.
+    """
+    found, others = [], []
+    for line in text.split("\n"):
+        if not line.strip() or line.startswith("#"):
+            continue
+        sample = _sample(line)
+        if sample is None:
+            others.append(line)
+        else:
+            found.append(sample)
+    return found, others
+
+
+def _sample(line: str) -> Sample | None:
+    name = _NAME.match(line)
+    if name is None:
+        return None
+    at, labels = name.end(), dict[str, str]()
+    if line.startswith("{", at):
+        at += 1
+        while label := _LABEL.match(line, at):
+            labels[label[1]] = label[2]
+            at = label.end()
+        if not line.startswith("}", at):
+            return None
+        at += 1
+    value = _VALUE.fullmatch(line, at)
+    try:
+        return Sample(name[0], labels, float(value[1])) if value else None
+    except ValueError:
+        return None
+
+
 def samples(text: str) -> list[Sample]:
     """The samples of a scrape, in order."""
-    return [
-        Sample(found["name"], dict(_LABEL.findall(found["labels"] or "")), float(found["value"]))
-        for found in _SAMPLE.finditer(text)
-    ]
+    return read_samples(text)[0]
 
 
 def totals(text: str) -> dict[str, float]:

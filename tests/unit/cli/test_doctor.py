@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from http.server import HTTPServer, SimpleHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 
@@ -26,6 +26,36 @@ def sound(monkeypatch):
     monkeypatch.setattr(hooks, "check_hooks", lambda: [GOOD])
     monkeypatch.setattr(version, "describe_platform", lambda: "cuda (A GPU)")
     return known
+
+
+@pytest.fixture
+def serve_page(monkeypatch):
+    """Serves a body at /metrics of a loopback address, which it gives, until the test's end."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def serve(body: bytes, reason: str | None = None) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                known = self.path == "/metrics"
+                self.send_response(500 if reason else 200 if known else 404, reason)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def row(out: str, name: str) -> str:
@@ -96,6 +126,18 @@ def test_a_package_that_cannot_be_imported_fails_with_the_remedy(monkeypatch, tm
     assert f"pip uninstall {' '.join(names)}" in line
     assert "cannot be imported (RuntimeError: )" in row(out, "│ torchmute")
     assert "│ torchsound" in out and "│ torchabsent" not in out
+
+
+def test_the_cure_is_said_last_and_alone(monkeypatch, tmp_path, capsys):
+    """A row for every hook that failed by the same package stood between it and the reader."""
+    (tmp_path / "torchbroken.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "MEDIA_PACKAGES", ("torchbroken",))
+    monkeypatch.setattr(hooks, "check_hooks", lambda: [BROKEN] * 50)
+    assert cli.main(["doctor"]) == 1
+    *_, conclusion, cure = capsys.readouterr().out.splitlines()
+    assert conclusion == "compression cannot be served: torchbroken"
+    assert cure == "pip uninstall torchbroken: compression needs none of them"
 
 
 def test_a_model_that_can_be_compressed(llama, capsys):
@@ -223,6 +265,99 @@ def test_a_server_without_compression_fails(monkeypatch, capsys, tmp_path):
     assert cli.main(["doctor", "--url", tmp_path.as_uri()]) == 1
     out = capsys.readouterr().out
     assert "--enable-compression" in out and "a good hook" not in out
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/metrics", "/v1/metrics", "/"])
+def test_the_address_of_a_client_is_taken_too(serve_page, capsys, path):
+    assert cli.main(["doctor", "--url", serve_page(SERVED.encode()) + path]) == 0
+    assert "abc123" in capsys.readouterr().out
+
+
+def hostile(name: str) -> str:
+    """A text that says nothing sound."""
+    layout = next(line for line in SERVED.splitlines() if "layout_info" in line)
+    return {
+        "no layout": SERVED.replace("layout_info", "layout_of"),
+        "no scorer": SERVED.replace(',scorer="snap_kv"', ""),
+        "no blocks": SERVED.replace("tangram:blocks", "tangram:blogs"),
+        "no bytes": SERVED.replace("saved_bytes", "saved"),
+        "no sealed": SERVED.replace("chunks_sealed_total", "chunks"),
+        "no limit": SERVED + DRIFT.replace("OFF", "1").replace("drift_limit", "drift_lim"),
+        "no sampled": SERVED + DRIFT.replace("OFF", "1").replace("sampled_chunks", "chunks"),
+        "a label of an engine alone": SERVED.replace('engine="0",kind', 'engine="1",kind'),
+        "no value": SERVED + "tangram:blocks{}\n",
+        "a word": SERVED.replace("77.0", "many"),
+        "open braces": SERVED + "tangram:blocks{" * 3,
+        "a page": "<html>\n<h1>502</h1>\n",
+        "not a number": SERVED.replace("77.0", "NaN"),
+        "no end": SERVED.replace("12.0", "+Inf"),
+        "below": SERVED.replace("8.388608e+06", "-1"),
+        "drift": SERVED + DRIFT.replace("OFF", "NaN"),
+        "refused": SERVED.replace('reqs"} 0.0', 'reqs"} -Inf'),
+        "binary": "\x00\x1b\ufffd" * 100 + "\n" + layout,
+        "nothing": "",
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no layout", "engine 0: layout does not say: layout, scorer"),
+        ("no scorer", "engine 0: layout does not say: scorer"),
+        ("no blocks", "engine 0: blocks blocks is missing"),
+        ("no bytes", "engine 0: running requests saved_bytes is missing"),
+        ("no sealed", "engine 0: chunks sealed chunks_sealed_total is missing"),
+        ("no limit", "engine 0: drift drift_limit is missing"),
+        ("no sampled", "engine 0: drift drift_sampled_chunks_total is missing"),
+        ("a label of an engine alone", "engine 0: blocks blocks is missing"),
+        ("no value", "no sample tangram:blocks{}"),
+        ("a word", "chunks_sealed_total is missing, or no number"),
+        ("open braces", "no sample tangram:blocks{tangram"),
+        ("a page", "no sample <h1>502</h1>"),
+        ("not a number", "engine 0: chunks sealed chunks_sealed_total is missing, or no number"),
+        ("no end", "engine 0: blocks sealed is inf"),
+        ("below", "engine 0: running requests saved_bytes is -1"),
+        ("drift", "engine 0: drift drift_deviation is missing, or no number"),
+        ("refused", "refused requests max_num_queued_reqs is -inf"),
+        ("binary", "engine 0: blocks blocks is missing"),
+        ("nothing", "compression no metrics of it"),
+    ],
+)
+def test_what_a_server_cannot_mean_is_a_row_that_is_wrong(serve_page, capsys, name, said):
+    assert cli.main(["doctor", "--url", serve_page(hostile(name).encode())]) == 1
+    out, err = capsys.readouterr()
+    wrong = [f"{f.name} {f.found}" for f in doctor.served(hostile(name)) if not f.ok]
+    assert any(said in finding for finding in wrong), wrong
+    assert out.splitlines()[-1].startswith("compression cannot be served: ") and not err
+    assert not set(out) & set("\x00\x1b")
+
+
+def test_nothing_that_a_server_says_is_obeyed(serve_page, capsys):
+    evil = "[bold]x[/nothing]\x1b[2J\x07\u202e"
+    text = SERVED.replace('engine="0"', f'engine="{evil}"').replace("abc123", evil)
+    text = text.replace("sealed", evil, 1).replace('reqs"} 0.0', f'{evil}"}} 3')
+    assert cli.main(["doctor", "--url", serve_page(text.encode())]) == 0
+    out = capsys.readouterr().out
+    assert "engine [bold]x[/nothing]\\x1b[2J\\x07\\u202e: layout" in out
+    assert out.count("[bold]x[/nothing]") > 5 and not set(out) & set("\x1b\x07\u202e")
+
+
+def test_what_a_server_says_without_end_is_cut(serve_page, capsys):
+    wide, many = "x" * 100_000, "no sample at all\n" * 1000
+    engines = "".join(f'tangram:chunks_sealed_total{{engine="{n}"}} 1\n' for n in range(1000))
+    text = SERVED.replace("abc123", wide) + engines + many
+    assert cli.main(["doctor", "--url", serve_page(text.encode())]) == 1
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 200 and max(map(len, out.splitlines())) < 1000
+    found = doctor.served(SERVED + many)
+    assert [f.found for f in found[-6:]] == ["no sample at all"] * 5 + ["1000 lines in all"]
+    assert "that are not shown" in doctor.served(text)[-1].found and len(doctor.served(text)) == 61
+
+
+def test_a_reason_without_end_is_cut(serve_page, capsys):
+    assert cli.main(["doctor", "--url", serve_page(b"", reason="\x1b[31m" + "no" * 10_000)]) == 2
+    err = capsys.readouterr().err
+    assert "HTTP Error 500" in err and len(err) < 1000 and "\x1b" not in err
 
 
 def test_a_server_that_does_not_answer_is_named(capsys):

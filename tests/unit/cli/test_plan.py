@@ -325,6 +325,34 @@ def test_a_mistake_names_its_option(llama, capsys, arguments, said):
     assert said in captured.err and "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--gpu-memory", "16", "--contexts", "128X"], [], ["--no-such-option"], ["--dtype", "int3"]],
+)
+def test_a_mistake_is_one_line_with_the_remedy(llama, capsys, arguments):
+    assert plan(*arguments, model=llama) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("tangram: ") and len(captured.err.splitlines()) == 1
+    assert "usage:" not in captured.err and "tangram plan --help" in captured.err
+    assert captured.out == ""
+
+
+def test_lengths_may_be_in_thousands(llama, tmp_path):
+    result = plan_json(llama, tmp_path, "--contexts", "1000,4K,128k,1M")
+    contexts = [row["context_tokens"] for row in result["requests"]]
+    assert contexts == [1000, 4096, 131072, 1 << 20]
+
+
+def test_brackets_and_control_characters_of_a_model_are_shown(
+    write_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    odd = write_config(architectures=["[bold]x[/nothing]\x1b[2J"]).rename("[red] model")
+    assert plan("--gpu-memory", "16", model=odd) == 0
+    out = capsys.readouterr().out
+    assert "[red] model ([bold]x[/nothing]\\x1b[2J, bfloat16)" in out and "\x1b" not in out
+
+
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "a/b/c", "config.json.json"])
 def test_a_path_without_a_config_is_not_looked_up_on_the_hub(name, capsys):
     assert plan("--gpu-memory", "1", model=name) == 2

@@ -1,5 +1,6 @@
 """Where automatic profiles are kept, and what tells them apart."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -197,3 +198,28 @@ def test_a_folder_that_cannot_be_made_names_what_moves_it(tmp_path):
         locked(tmp_path / "file/p", named_by="--out"),
     ):
         pass
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("whole")
+    for target in (other, tmp_path / "not there"):
+        link = tmp_path / "p.profile.lock"
+        link.symlink_to(target)
+        with pytest.raises(ProfileError, match="lock is a link.*remove it"):
+            with locked(tmp_path / "p.profile"):
+                pytest.fail("held through a link")
+        link.unlink()
+    assert other.read_text() == "whole" and not (tmp_path / "not there").exists()
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.profile.lock")
+    with pytest.raises(ProfileError, match="cannot be written to"), locked(tmp_path / "p.profile"):
+        pytest.fail("held on a pipe")
+    reader = os.open(tmp_path / "p.profile.lock", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(ProfileError, match="no plain file"), locked(tmp_path / "p.profile"):
+            pytest.fail("held on a pipe that somebody reads")
+    finally:
+        os.close(reader)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tangram.arguments import check_output, count, ratios
+from tangram.arguments import Parser, check_output, count, ratios
 from tangram.cli.balance import DEFAULT_THREAD_BLOCKS
 from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render
 from tangram.cli.report.story import report_data
 from tangram.errors import ConfigurationError
+from tangram.printable import printable
 from tangram.profile import Profile
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -41,14 +42,15 @@ def run(argv: Sequence[str]) -> int:
     for warning in data["warnings"]:
         console.print(f"note: {warning}", style="yellow", markup=False)
     console.print(
-        f"{args.out} ({len(page.encode()) >> 10} KiB): open it in a browser", markup=False
+        f"{printable(args.out)} ({len(page.encode()) >> 10} KiB): open it in a browser",
+        markup=False,
     )
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The subcommand's parser."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="tangram report",
         description="A calibration profile as one HTML page of pictures; it needs no network.",
     )

@@ -81,13 +81,30 @@ def _stability(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def remarks(data: Mapping[str, Any]) -> list[str]:
+    """Sentences that say how to read a figure which looks like a caution and is none.
+
+    Args:
+        data: the rest of the page's contents.
+    """
+    level, ratio = data["start"]["level"], data["start"]["ratio"]
+    scope = next(iter(data["scopes"]), None)
+    if scope is None or level in data["scopes"]:
+        return []
+    part = _beyond(data, scope, level)
+    return [
+        f"At ratio {data['ratios'][ratio]:g}, {part:.0%} of what a sample's own {scope} threshold "
+        f"would keep lies beyond the {level} budgets, which do not follow thresholds: this tells "
+        "how the two differ, not what is lost."
+    ]
+
+
 def _overflow(data: Mapping[str, Any]) -> list[str]:
     ratio, found = data["start"]["ratio"], []
     for name, scope in data["scopes"].items():
         if name not in scope["overflow"]:
             continue
-        short = scope["overflow"][name][ratio]["short"]
-        part = sum(short) / len(short) / data["steps"]
+        part = _beyond(data, name, name)
         if part > MUCH_SHORT:
             found.append(
                 f"Many heads overflow: at ratio {data['ratios'][ratio]:g}, {part:.0%} of what a "
@@ -95,3 +112,9 @@ def _overflow(data: Mapping[str, Any]) -> list[str]:
                 "level."
             )
     return found
+
+
+def _beyond(data: Mapping[str, Any], scope: str, level: str) -> float:
+    """Mean over samples of the part beyond the budgets, at the ratio that the page opens with."""
+    short = data["scopes"][scope]["overflow"][level][data["start"]["ratio"]]["short"]
+    return sum(short) / len(short) / data["steps"]

@@ -36,18 +36,22 @@ def render(data: Mapping[str, Any]) -> str:
             f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
             for name, value in facts[1:]
         ),
-        warnings=_warnings(data["warnings"]),
+        cautions=_cautions(data["warnings"], data["remarks"]),
         chunk=escape(f"{data['chunk']:,}"),
         thread_blocks=escape(f"{data['thread_blocks']:,}"),
         version=escape(data["version"]),
     )
 
 
-def _warnings(sentences: list[str]) -> str:
-    if not sentences:
+def _cautions(warnings: list[str], remarks: list[str]) -> str:
+    """What to know before serving, under a heading of its own, and how to read the figures."""
+    if not warnings and not remarks:
         return '<p class="fine">Nothing about this profile calls for caution.</p>'
-    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<h2>Before you serve with it</h2>\n<ul class="warnings">\n{items}\n</ul>'
+    remarked = "".join(f'\n<p class="fine">{escape(sentence)}</p>' for sentence in remarks)
+    if not warnings:
+        return f'<p class="fine">No cautions.</p>{remarked}'
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in warnings)
+    return f'<h2>Before you serve with it</h2>\n<ul class="warnings">\n{items}\n</ul>{remarked}'
 
 
 def _policy(script: str, style: str) -> str:

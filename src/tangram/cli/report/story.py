@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tangram.budgets.threshold import samples_at
-from tangram.cli.report.cautions import cautions
+from tangram.cli.report.cautions import cautions, remarks
 from tangram.cli.report.layouts import (
     Settings,
     balance_rows,
@@ -30,6 +30,7 @@ from tangram.cli.report.search_log import measured_log
 from tangram.errors import ScorerError
 from tangram.geometry import Geometry
 from tangram.plan.options import CompressionOptions, flag
+from tangram.printable import printable_json
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
 from tangram.scorers import get_scorer
 from tangram.version import VERSION
@@ -50,8 +51,8 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         path: the profile's file, as it was asked for.
 
     Returns:
-        A JSON object without NaN. Shares are whole numbers of `steps` parts. Arrays over heads are
-        flat, layer by layer.
+        A JSON object without NaN and control characters. Shares are whole numbers of `steps` parts.
+        Arrays over heads are flat, layer by layer.
 
     Raises:
         ConfigurationError: the profile's chunk, window and sinks do not fit each other.
@@ -91,19 +92,23 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         "version": VERSION,
     }
     data["warnings"] = cautions(profile, data, scorer_known=scorer_known)
-    return data
+    data["remarks"] = remarks(data)
+    return printable_json(data)
 
 
 def facts(profile: Profile) -> list[tuple[str, str]]:
-    """(name, value) of what the profile says about itself, for the head of the page."""
+    """(name, value) of what the profile says about itself, the page's title first."""
     model, data = profile.model, profile.data
     parameters = ", ".join(f"{k} = {v}" for k, v in sorted(profile.scorer_parameters.items()))
     kinds = profile.extra.get("sample_kinds")
     counted = Counter(map(str, kinds if isinstance(kinds, list) else ()))
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
     digest = data.get("sha256")
-    entries = {
-        "Model": model.architecture,
+    name = profile.extra.get("model_name")
+    entries: dict[str, str] = {"Model": model.architecture}
+    if isinstance(name, str) and name:
+        entries = {"Model": name, "Architecture": model.architecture}
+    entries |= {
         "Attention": f"{model.num_layers} layers, {model.num_kv_heads} KV heads and "
         f"{model.num_query_heads} query heads of {model.head_size}",
         "Width and vocabulary": f"{model.hidden_size:,} and {model.vocab_size:,}",

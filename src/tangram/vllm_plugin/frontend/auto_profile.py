@@ -24,7 +24,7 @@ from tangram.plan.cached import (
 from tangram.plan.compression_plan import group_size, make_plan
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, flag_value
 from tangram.profile import ModelIdentity
-from tangram.profile.cache import locked
+from tangram.profile.cache import locked, open_beside
 
 logger = logging.getLogger("vllm.tangram")
 
@@ -138,7 +138,13 @@ def _calibrate(path: Path, arguments: list[str], model: str) -> None:
     )
     begun = time.monotonic()
     command = [sys.executable, "-m", "tangram", "calibrate", *arguments]
-    with log.open("w") as output, ended_by_sigterm():
+    try:
+        output = open_beside(log)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{log} cannot be written ({error}): remove it. {_REMEDIES.format(model=model)}"
+        ) from error
+    with output, ended_by_sigterm():
         process: Any = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             code = process.wait()

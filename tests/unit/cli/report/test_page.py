@@ -69,7 +69,7 @@ def test_nothing_of_a_profile_becomes_markup(make_profile, tmp_path):
     profile = make_profile(
         scorer_name=EVIL,
         scorer_parameters={EVIL: EVIL},
-        data={"sha256": EVIL, "n_samples": EVIL, "description": EVIL},
+        data={"sha256": EVIL, "n_samples": 12, "description": EVIL},
         extra={"sample_kinds": [EVIL] * 12, "measured": [{"ratio": 0.3, "log": {"origin": EVIL}}]},
     )
     profile = replace(profile, model=replace(profile.model, architecture=EVIL))
@@ -85,6 +85,17 @@ def test_nothing_of_a_profile_becomes_markup(make_profile, tmp_path):
     assert EVIL in dirty.texts  # the heading, as it is
 
 
+def test_the_heading_follows_from_what_is_listed(make_profile, tmp_path, without):
+    calm, warned, headed = "calls for caution", "No cautions.", "Before you serve with it"
+    threshold = make_profile(arrays=without("error", "mass"), extra={"model_name": "org/tiny"})
+    kept = Elements(write(make_profile(), tmp_path, "--page-group-size", "1")).texts
+    assert warned in kept and not any(calm in t or headed in t for t in kept)
+    assert any("lies beyond the error budgets" in text for text in kept)
+    page = write(threshold, tmp_path, "--page-group-size", "4")
+    assert f"<h2>{headed}</h2>" in page and calm not in page and warned not in page
+    assert "<h1>org/tiny</h1>" in page and "<title>org/tiny: " in page
+
+
 def test_a_large_model_stays_small(make_profile, tmp_path):
     import numpy as np
 
@@ -94,6 +105,7 @@ def test_a_large_model_stays_small(make_profile, tmp_path):
     curve = np.sort(random.random((50, 64, 8, 4)))
     profile = make_profile(
         model=model,
+        data={"n_samples": 50},
         arrays={
             "threshold_share/crosslayer": share,
             "threshold_share/perlayer": share,

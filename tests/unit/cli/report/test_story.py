@@ -163,3 +163,29 @@ def test_what_is_no_log_is_passed_over(make_profile, found):
     profile = make_profile(extra={"measured": found})
     assert measured_log(profile) == []
     assert tell(profile)["measured"] == []
+
+
+def test_a_figure_of_another_measure_is_explained_and_no_caution(make_profile, without):
+    (remark,) = tell(make_profile(), page_group_size=1)["remarks"]
+    assert remark.startswith("At ratio 0.3, 40% of what a sample's own crosslayer threshold")
+    assert "beyond the error budgets" in remark and "not what is lost" in remark
+    assert tell(make_profile(arrays=without("threshold")))["remarks"] == []
+    follows = make_profile(arrays=without("error", "mass"))
+    assert tell(follows)["start"]["level"] == "crosslayer" and tell(follows)["remarks"] == []
+
+
+def test_the_models_name_is_the_title_where_it_is_known(make_profile):
+    assert facts(make_profile())[0] == ("Model", "TinyForCausalLM")
+    named = facts(make_profile(extra={"model_name": "org/tiny"}))
+    assert named[:2] == [("Model", "org/tiny"), ("Architecture", "TinyForCausalLM")]
+    for odd in (3, "", None, ["x"]):
+        assert facts(make_profile(extra={"model_name": odd}))[0] == ("Model", "TinyForCausalLM")
+
+
+def test_nothing_of_a_profile_is_obeyed_by_a_terminal(make_profile):
+    profile = make_profile(
+        data={"description": "\x1b[2Jgone\ud800"}, extra={"sample_kinds": ["a\nb"] * 12}
+    )
+    data = tell(profile)
+    assert ["Texts", "\\x1b[2Jgone\\ud800"] in data["profile"]["facts"]
+    assert data["sample_kinds"][0] == "a\\nb"

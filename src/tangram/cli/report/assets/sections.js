@@ -46,7 +46,7 @@ function tiles() {
     const { often, short: beyond } = scope.overflow[state.level][state.ratio];
     const part = beyond.reduce((a, b) => a + b, 0) / beyond.length / DATA.steps;
     const pairs = often.reduce((a, b) => a + b, 0) / (often.length * scope.samples);
-    found.push(tile("Beyond the budgets", percent(part, part < 0.1 ? 1 : 0), "of a sample's own rows", `${percent(pairs)} of heads and samples overflow`));
+    found.push(tile("Beyond the budgets", percent(part, part < 0.1 ? 1 : 0), "of a sample's own rows", `${percent(pairs)} of heads and samples overflow`, ...(state.level === state.scope ? [] : ["another measure than the budgets': not what is lost"])));
   }
   const at = DATA.memory.contexts.indexOf(32768);
   const full = DATA.memory.full[at], held = DATA.memory.compressed[state.ratio][at];
