@@ -123,7 +123,7 @@ def _decode(shape: Shape) -> None:
     geometry = make_geometry([[1, 3]], num_kv_heads=2, **_sizes(shape))
     test_decode.check(
         test_decode.make_case(
-            geometry, [64, 0, 191, 1], device=_device(), dtype=shape.dtype, thread_blocks=24
+            geometry, [64, 0, 191, 1], device=_device(), dtype=shape.dtype, programs=24
         )
     )
 

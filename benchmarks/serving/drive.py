@@ -197,7 +197,7 @@ def served(side: Side, args: argparse.Namespace) -> Iterator[tuple[Server, dict[
     log = args.logs / f"{args.model.replace('/', '_')}-{side.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    environment = {"VLLM_LOGGING_LEVEL": "INFO", **side.environment}
+    environment = {"VLLM_LOGGING_LEVEL": "INFO"}
     with Server(side.name, side.arguments, log, environment) as server:
         server.wait_until_healthy(START_TIMEOUT_S)
         found = check_side(server, side) | {"server_start_s": time.monotonic() - begun}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,8 @@ SIDES = {
     "tangram-nocache": "compression without prefix caching",
     "uniform": "compression at the same ratio, every head the same budget",
     "unragged": "compression, every group paged at the longest budget: nothing freed by raggedness",
-    "evenly-cut": "compression whose decode attention cuts every head alike: no split map",
 }
-COMPRESSED = ("tangram", "tangram-nocache", "uniform", "unragged", "evenly-cut")
+COMPRESSED = ("tangram", "tangram-nocache", "uniform", "unragged")
 COMPRESSION_OPTIONS = (
     "budgets", "retention", "scorer", "profile", "chunk_size", "page_group_size",
 )  # fmt: skip
@@ -41,8 +39,6 @@ SERVER_OPTIONS = (
     "server_args",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
-EVENLY_CUT_LINE = "decode attention cuts every head into as many parts"
-"""What the worker of `evenly-cut` prints when it does so."""
 _ACTIVE = re.compile(r"KV cache compression: .* layout (\w+)")
 
 
@@ -98,15 +94,11 @@ class Side:
         name: of `SIDES`.
         arguments: of `vllm serve`, model first.
         plan: of compression; None for a stock server.
-        environment: variables of its process.
-        log_line: what its log has to hold.
     """
 
     name: str
     arguments: tuple[str, ...]
     plan: CompressionPlan | None
-    environment: dict[str, str] = field(default_factory=dict)
-    log_line: str = ""
 
 
 def server_options(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,12 +133,7 @@ def make_side(name: str, model: Model, args: Any, folder: Path = FOLDER) -> Side
         return Side(name, tuple(arguments), None)
     options, plan = compression(name, model, args, folder)
     arguments += compression_arguments(options)
-    if name != "evenly-cut":
-        return Side(name, tuple(arguments), plan)
-    arguments += ["--worker-cls", "benchmarks.serving.evenly_cut.EvenlyCutWorker"]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = {"PYTHONPATH": os.pathsep.join(paths)}
-    return Side(name, tuple(arguments), plan, found, EVENLY_CUT_LINE)
+    return Side(name, tuple(arguments), plan)
 
 
 def compression(
@@ -208,8 +195,6 @@ def check_side(server: Server, side: Side) -> dict[str, Any]:
         raise ServerError(
             f"{side.name} serves layout {layout} and {planned} was planned: see {server.log}"
         )
-    if side.log_line not in server.log_text():
-        raise ServerError(f"{side.name} never said {side.log_line!r}: see {server.log}")
     recent = side.plan.geometry.recent_block_tokens if side.plan else None
     if recent is not None and metrics.block_tokens != recent:
         raise ServerError(

@@ -106,9 +106,7 @@ PARTS: dict[str, list[Job]] = {
         *pair("qwen2.5-7b", LONG_7B, options=("--page-group-size", "2")),
         *pair("qwen3-32b", MID_32B),
     ],
-    "ablation": pair(
-        Q4, MID, "unragged", "evenly-cut", "stock-nocache", "tangram-nocache", "uniform"
-    ),
+    "ablation": pair(Q4, MID, "unragged", "stock-nocache", "tangram-nocache", "uniform"),
     "agent": pair(Q4, AGENT),
     "crowded": [*pair(Q4, CROWDED), Job(Q4, "tangram", CROWDED, options=EVERY_BOUNDARY)],
 }

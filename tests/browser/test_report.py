@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tangram import cli
-from tangram.cli.balance import BATCH_SIZES
 from tangram.profile import ModelIdentity, Profile
 
 pytestmark = pytest.mark.browser
@@ -83,10 +82,9 @@ def test_the_page_draws_every_picture_and_asks_for_nothing(browse, page, width, 
         "#mass .band": 3,
         "#error .line": 1,
         "#memory .line": 9,  # full KV and eight ratios
-        "#balance .load": 2 * len(BATCH_SIZES),
         "#measured .dot": 3,
         "#tiles .tile": 5,
-        "svg[role=img][aria-label]": 10,
+        "svg[role=img][aria-label]": 9,
         "script, img, iframe, object, link": 3,  # the data, the script, the empty icon
     }
     scheme = "matchMedia('(prefers-color-scheme: dark)').matches"

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from tangram.kernels.decode import kernel
 _decode = kernel._decode.kernel
 sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, SETS=2,
-             TILE=64, FLOAT32=False, DEPENDENT=True)
+             TILE=64, FLOAT32=False, DEPENDENT=True, AHEAD=True)
 wide = {"query_ptr", "sealed_ptr", "recent_ptr", "out_ptr"}
 types = {"partial_ptr": "*fp32", "lse_ptr": "*fp32", "scale_log2": "fp32"}
 names = _decode.arg_names

@@ -152,20 +152,18 @@ def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors,
     assert workspace.give("out", torch.float16, *rows).data_ptr() == before
 
 
-def test_decode_tables_are_made_for_the_sizes_that_are_captured(few_processors, monkeypatch):
-    """A batch between them takes those of the next, and of one beyond them a power of two's."""
-    made = []
-    make = device_module.make_split_map
-
-    def noted(geometry, layer, batch_size, thread_blocks):
-        made.append(batch_size)
-        return make(geometry, layer, batch_size, thread_blocks)
-
-    monkeypatch.setattr(device_module, "make_split_map", noted)
-    g = make_geometry([[1, 2]], dtype=torch.float16)
+def test_the_first_layer_of_a_step_finds_the_shares_of_all(few_processors, monkeypatch):
+    """And the warm-up loads what finds them, for every power of two of requests."""
+    scheduled = []
+    monkeypatch.setattr(
+        device_module, "schedule", lambda view, batch, *others: scheduled.append(batch)
+    )
+    monkeypatch.setattr(device_module, "decode_attention", lambda *args, **options: None)
+    g = make_geometry([[1, 2], [2, 1]], dtype=torch.float16)
     case = sealing.make_case(g, [64, 70, 65], dtype=torch.float16)
     worker = Worker(case, get_scorer("key_diff"), few_processors)
-    assert made == [1, 3]
-    for size in (1, 2, 3, 5, 7, 8):
-        worker.kernels.prepare_decode(size)
-    assert made == [1, 3, 8]
+    worker.decode()
+    assert scheduled == [3]
+    worker.base[0] = 0
+    worker.kernels.warm_up(worker.sealed, worker.ring)
+    assert scheduled == [3, 1, 2, 4]

@@ -13,17 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tangram.arguments import Parser, check_output, count, lengths, positive
-from tangram.cli.balance import (
-    DEFAULT_THREAD_BLOCKS,
-    H200_SMS,
-    THREAD_BLOCKS_PER_SM,
-    balance_figures,
-    balance_table,
-)
+from tangram.arguments import Parser, check_output, lengths, positive
 from tangram.installed import versions
 from tangram.plan.cached import with_cached_profile
-from tangram.plan.capacity import GIB, figures
+from tangram.plan.capacity import GIB, figures, head_skew
 from tangram.plan.compression_plan import make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.model_facts import ModelFacts
@@ -59,14 +52,13 @@ def run(argv: Sequence[str]) -> int:
         "dtype": dtype,
         "ratio": args.compression_ratio or CompressionOptions().compression_ratio,
         **figures(plan, int(args.gpu_memory * GIB), contexts),
-        "decode_balance": balance_figures(plan.geometry, args.thread_blocks),
+        "head_skew": head_skew(plan.geometry),
         "versions": versions(),
     }
     console = Console()
     _print(result, console)
     if missing:
         console.print(printable(missing), highlight=False, markup=False)
-    console.print(balance_table(result["decode_balance"]))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -124,14 +116,6 @@ def parser() -> argparse.ArgumentParser:
         help="tokens of a request, such as 4096,32K,1M (default: "
         f"{','.join(map(str, DEFAULT_CONTEXTS))}, as far as the model goes)",
     )
-    made.add_argument(
-        "--thread-blocks",
-        type=count,
-        default=DEFAULT_THREAD_BLOCKS,
-        metavar="N",
-        help=f"thread blocks of a decode step on the GPU: {THREAD_BLOCKS_PER_SM} for each of its "
-        f"multiprocessors (default: {DEFAULT_THREAD_BLOCKS}, for the {H200_SMS} of an H200)",
-    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     add_flags(made)
     return made
@@ -139,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _print(result: Mapping[str, Any], console: Console) -> None:
     full, compressed, rows = result["full"], result["compressed"], result["budget_rows"]
+    skew = result["head_skew"]
     memory = result["kv_cache_memory_bytes"] / GIB
     about = Table.grid(padding=(0, 2))
     for name, value in {
@@ -152,6 +137,8 @@ def _print(result: Mapping[str, Any], console: Console) -> None:
         f"{compressed['sealed_block_tokens']} tokens, or {compressed['recent_block_tokens']} "
         f"recent ones; {compressed['blocks']:,} fit in {memory:g} GiB",
         "rows a chunk": f"{rows['min']} to {rows['max']} a head, median {rows['median']:g}",
+        "decode": f"programs read equal parts; the largest head of a layer has {skew['mean']:.2f} "
+        f"times the mean, {skew['worst']:.2f} in the worst",
     }.items():
         # As texts, because a model's name may hold brackets, which markup would swallow.
         about.add_row(Text(name, "bold"), Text(printable(value)))

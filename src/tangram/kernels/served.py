@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tangram.geometry import Geometry
-from tangram.kernels.decode.split_map import MAX_QUERY_HEADS
+from tangram.kernels.decode.tables import MAX_QUERY_HEADS
 from tangram.kernels.seal_decode import MAX_CHUNK_TOKENS, has_kernel
 from tangram.kernels.sizes import HEAD_SIZES
 

@@ -91,6 +91,19 @@ def figures(plan: CompressionPlan, memory_bytes: int, contexts: Sequence[int]) -
     }
 
 
+def head_skew(layout: Geometry) -> dict[str, float]:
+    """Rows of the head that keeps most over the mean of its layer.
+
+    So long a GPU would wait, were every head one thread block's work. Decode attention deals out
+    rows in equal parts instead.
+
+    Returns:
+        The mean over the layers, and the worst layer.
+    """
+    skews = [max(pages) * len(pages) / sum(pages) for pages in layout.head_groups.pages]
+    return {"mean": statistics.fmean(skews), "worst": max(skews)}
+
+
 def most_blocks(layout: Geometry, context: int) -> int:
     """Most blocks that a request holds while it decodes, token by token, up to a length."""
     lengths = range(max(1, context - layout.chunk_size_tokens + 1), context + 1)

@@ -1,7 +1,6 @@
 """Cells of the serving benchmark: done once, taken up again, in time, and told apart."""
 
 import argparse
-import importlib
 import json
 import sys
 from contextlib import contextmanager
@@ -13,9 +12,7 @@ from benchmarks.serving import drive, simulate, soak, vllm_bench
 from benchmarks.serving.load import Level
 from benchmarks.serving.report import main as report
 from benchmarks.serving.sides import COMPRESSED, SIDES, check_side, make_side
-from tangram.kernels.decode import make_split_map
 from tangram.serving.server import ServerError
-from tangram.vllm_plugin.worker.runners import device
 
 
 def figures(ttft_s=1.0, count=40):
@@ -335,25 +332,3 @@ def test_a_side_that_is_another_is_refused(sides):
     ):
         with pytest.raises(ServerError, match="planned"):
             check_side(server_that_says(log, size), which)
-
-
-def test_a_side_without_the_split_map_has_to_say_so(sides):
-    side, usual = sides["evenly-cut"], sides["tangram"]
-    block = side.plan.geometry.recent_block_tokens
-    assert side.plan.geometry.digest == usual.plan.geometry.digest
-    active = f"INFO KV cache compression: ratio 0.25, ... layout {side.plan.geometry.digest}\n"
-    check_side(server_that_says(active, block), usual)
-    check_side(server_that_says(f"{active}INFO {side.log_line}\n", block), side)
-    with pytest.raises(ServerError, match="never said"):
-        check_side(server_that_says(active, block), side)
-
-
-def test_its_worker_replaces_what_makes_the_map(sides, monkeypatch):
-    name, _, worker = sides["evenly-cut"].arguments[-1].rpartition(".")
-    monkeypatch.setattr(device, "make_split_map", device.make_split_map)  # put back at the end
-    monkeypatch.setattr("vllm.v1.worker.gpu_worker.Worker.__init__", lambda self, *args: None)
-    getattr(importlib.import_module(name), worker)("config")
-    geometry = sides["evenly-cut"].plan.geometry
-    cut = device.make_split_map(geometry, 0, 4, 264)
-    assert cut.splits == make_split_map(geometry, 0, 4, 264).evenly().splits
-    assert len(set(cut.splits)) == 1 < len(cut.splits)

@@ -7,8 +7,9 @@ import pytest
 
 from tangram import cli
 from tangram.bundled import recall_model_path
+from tangram.geometry import Geometry, HeadGroups
 from tangram.plan.cached import cached_profile
-from tangram.plan.capacity import most_blocks
+from tangram.plan.capacity import head_skew, most_blocks
 from tangram.plan.dtypes import served_dtype
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
@@ -172,41 +173,16 @@ def test_weights_that_are_not_here_are_told(llama, tmp_path, capsys):
     assert "its weights are not here (there are no weights" in said
 
 
-def test_uniform_budgets_are_balanced_either_way(llama, tmp_path):
-    balance = plan_json(llama, tmp_path, "--compression-ratio", "0.25")["decode_balance"]
-    assert balance["thread_blocks"] == 132 * 2
-    assert [row["batch_size"] for row in balance["batches"]] == [1, 4, 16, 64, 256]
-    for row in balance["batches"]:
-        assert row["equal"] == {"mean": 1, "worst": 1}
-    # Two groups of like budgets and 66 parts for the two of them.
-    assert balance["batches"][1]["split_map"] == {"mean": 1, "worst": 1}
+def test_how_far_heads_are_from_alike(llama, tmp_path, capsys):
+    skew = plan_json(llama, tmp_path, "--compression-ratio", "0.25")["head_skew"]
+    assert skew == {"mean": 1, "worst": 1}, "uniform budgets"
+    assert "programs read equal parts" in capsys.readouterr().out
 
 
-def test_the_balance_of_uneven_budgets():
-    from tangram.cli.balance import balance_figures
-    from tangram.geometry import Geometry, HeadGroups
-
+def test_the_largest_head_over_the_mean_of_its_layer():
     heads = [[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2
     groups = HeadGroups.from_lists(heads, [[6, 2], [4, 4]])
-    layout = Geometry(groups, 32, 128, 2, 256, 32, 4)
-    figures = balance_figures(layout, thread_blocks=32)
-    by_batch = {row.pop("batch_size"): row for row in figures["batches"]}
-    # One block serves a group of 4 heads. With 4 requests there are 8 blocks for each: 6 and 2, so
-    # that all have as much; 4 and 4 leave those of the first group 3 times the work of the others.
-    assert by_batch[4] == {
-        "split_map": {"mean": 1, "worst": 1},
-        "equal": {"mean": 1.25, "worst": 1.5},
-    }
-    # No more requests than that can be cut: one block each, and the groups are as they are.
-    assert by_batch[64]["split_map"] == by_batch[64]["equal"] == {"mean": 1.25, "worst": 1.5}
-
-
-def test_the_thread_blocks_are_those_asked_for(llama, tmp_path, capsys):
-    result = plan_json(llama, tmp_path, "--thread-blocks", "100")
-    assert result["decode_balance"]["thread_blocks"] == 100
-    assert "decode's 100 thread blocks " in capsys.readouterr().out
-    plan_json(llama, tmp_path)
-    assert "decode's 264 thread blocks, as on an H200" in capsys.readouterr().out
+    assert head_skew(Geometry(groups, 32, 128, 2, 256, 32, 4)) == {"mean": 1.25, "worst": 1.5}
 
 
 def test_a_file_of_a_config_is_as_good_as_its_folder(llama, tmp_path):
@@ -311,7 +287,6 @@ def test_a_window_that_is_not_used_is_no_hindrance(write_config, changes):
         (["--gpu-memory", "0.001"], "--gpu-memory"),
         (["--gpu-memory", "0"], "--gpu-memory"),
         (["--gpu-memory", "16", "--contexts", "0"], "--contexts"),
-        (["--gpu-memory", "16", "--thread-blocks", "0"], "--thread-blocks"),
         (["--gpu-memory", "16", "--contexts", "a"], "--contexts: a: expected lengths"),
         (["--gpu-memory", "much"], "--gpu-memory: much: expected a number above 0"),
         (["--gpu-memory", "16", "--compression-profile", ""], "--compression-profile is empty"),

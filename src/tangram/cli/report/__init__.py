@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tangram.arguments import Parser, check_output, count, ratios
-from tangram.cli.balance import DEFAULT_THREAD_BLOCKS
+from tangram.arguments import Parser, check_output, ratios
 from tangram.cli.report.layouts import MAX_RATIOS, Settings
 from tangram.cli.report.page import render
 from tangram.cli.report.story import report_data
@@ -30,7 +29,6 @@ def run(argv: Sequence[str]) -> int:
         ratios=args.ratios,
         page_group_size=args.page_group_size,
         itemsize_bytes=DTYPES[args.dtype],
-        thread_blocks=args.thread_blocks,
     )
     data = report_data(profile, settings, args.profile)
     page = render(data)
@@ -77,14 +75,6 @@ def parser() -> argparse.ArgumentParser:
         help="as in serving (default: that of measured budgets, or the server's)",
     )
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="of the cache")
-    add(
-        "--thread-blocks",
-        type=count,
-        default=DEFAULT_THREAD_BLOCKS,
-        metavar="N",
-        help="thread blocks of a decode step on the GPU, 2 for each of its multiprocessors "
-        f"(default: {DEFAULT_THREAD_BLOCKS}, an H200's)",
-    )
     return made
 
 

@@ -1,4 +1,4 @@
-"""Figures about layouts: budgets of every level and ratio, memory, and balance of decode."""
+"""Figures about layouts: budgets of every level and ratio, and memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tangram.budgets import LEVELS, allocate
-from tangram.cli.balance import DEFAULT_THREAD_BLOCKS, balance_figures
 from tangram.errors import BudgetError, TangramError
 from tangram.geometry import Geometry, HeadGroups
 from tangram.plan.capacity import FULL_BLOCK_TOKENS, most_blocks
@@ -30,13 +29,11 @@ class Settings:
         ratios: that can be chosen on the page, rising.
         page_group_size: H_p.
         itemsize_bytes: bytes of one element of the cache.
-        thread_blocks: of a decode step on the GPU.
     """
 
     ratios: tuple[float, ...]
     page_group_size: int
     itemsize_bytes: int
-    thread_blocks: int
 
     @classmethod
     def of(
@@ -46,7 +43,6 @@ class Settings:
         ratios: Sequence[float] | None = None,
         page_group_size: int | None = None,
         itemsize_bytes: int = 2,
-        thread_blocks: int = DEFAULT_THREAD_BLOCKS,
     ) -> Settings:
         """Settings with what was not asked for taken from the profile, or else from the server.
 
@@ -67,7 +63,7 @@ class Settings:
         else:
             for ratio in ratios:
                 head_groups(profile, "uniform", ratio, size)
-        return cls(tuple(sorted(ratios)), size, itemsize_bytes, thread_blocks)
+        return cls(tuple(sorted(ratios)), size, itemsize_bytes)
 
 
 def measured_sizes(profile: Profile) -> list[tuple[float, int]]:
@@ -160,20 +156,6 @@ def head_pages(groups: HeadGroups) -> np.ndarray:
         for heads, count in zip(members, counts, strict=True):
             pages[layer, list(heads)] = count
     return pages
-
-
-def balance_rows(layout: Geometry, thread_blocks: int) -> list[dict[str, Any]]:
-    """For every batch size an object: `split_map` and `equal`, each [mean over layers, worst]."""
-    return [
-        {
-            "batch": row["batch_size"],
-            **{
-                name: [round(row[name]["mean"], 3), round(row[name]["worst"], 3)]
-                for name in ("split_map", "equal")
-            },
-        }
-        for row in balance_figures(layout, thread_blocks)["batches"]
-    ]
 
 
 def memory_bytes(layouts_by_ratio: Sequence[Geometry]) -> dict[str, Any]:

@@ -38,7 +38,6 @@ def render(data: Mapping[str, Any]) -> str:
         ),
         cautions=_cautions(data["warnings"], data["remarks"]),
         chunk=escape(f"{data['chunk']:,}"),
-        thread_blocks=escape(f"{data['thread_blocks']:,}"),
         version=escape(data["version"]),
     )
 

@@ -14,7 +14,6 @@ from tangram.budgets.threshold import samples_at
 from tangram.cli.report.cautions import cautions, remarks
 from tangram.cli.report.layouts import (
     Settings,
-    balance_rows,
     head_pages,
     layouts,
     memory_bytes,
@@ -29,6 +28,7 @@ from tangram.cli.report.retention import (
 from tangram.cli.report.search_log import measured_log
 from tangram.errors import ScorerError
 from tangram.geometry import Geometry
+from tangram.plan.capacity import head_skew
 from tangram.plan.options import CompressionOptions, flag
 from tangram.printable import printable_json
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
@@ -70,7 +70,6 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         "chunk": profile.chunk_size_tokens,
         "page_group_size": settings.page_group_size,
         "serve_flags": serve_flags(profile),
-        "thread_blocks": settings.thread_blocks,
         "itemsize_bytes": settings.itemsize_bytes,
         "steps": STEPS,
         "ratios": list(settings.ratios),
@@ -80,7 +79,7 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         "levels": {
             level: {
                 "rows": [_rows(layout) for layout in of_ratio],
-                "balance": [balance_rows(layout, settings.thread_blocks) for layout in of_ratio],
+                "skew": [round(head_skew(layout)["mean"], 3) for layout in of_ratio],
             }
             for level, of_ratio in found.items()
         },

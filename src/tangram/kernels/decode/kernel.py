@@ -44,7 +44,7 @@ from tangram.kernels.sizes import HEAD_SIZES, power_of_two
 LOG2_E = 1.4426950408889634
 FIRST_HEAD = tl.constexpr(Column.FIRST_HEAD)
 STARTS = tl.constexpr(START_COLUMNS)
-AHEAD = tl.constexpr(5)  # integers of a start before the line of its head set
+LINE_AT = tl.constexpr(5)  # integers of a start before the line of its head set
 MAX_LINES = tl.constexpr(MAX_QUERY_HEADS)
 
 
@@ -113,6 +113,7 @@ def _holder(unit, each, more):
     return tl.where(unit < long, unit // (each + 1), more + (unit - long) // tl.maximum(each, 1))
 
 
+@remember_compiled
 @triton.jit(do_not_specialize=["num_requests", "num_programs"])
 def _schedule(
     seq_lens_ptr,  # [num_requests] int32
@@ -168,7 +169,7 @@ def _schedule(
     tl.store(start + 4, head_set, own)
     for column in tl.static_range(COLUMNS):
         known = tl.load(head_sets_ptr + head_set * COLUMNS + column, own, 0)
-        tl.store(start + AHEAD + column, known, own)
+        tl.store(start + LINE_AT + column, known, own)
 
     # The head set that a part ends in, where others go on with it.
     last = low + tl.maximum(count, 1) - 1
@@ -237,6 +238,7 @@ def _decode(
     TILE: tl.constexpr,
     FLOAT32: tl.constexpr,
     DEPENDENT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     M: tl.constexpr = MAX_LINES
     STEP: tl.constexpr = TILE // HEADS
@@ -263,9 +265,9 @@ def _decode(
 
     # A start holds the line of its head set, so that the first tile waits for one load less.
     member, first_page, budget, reciprocal, first_row, of_line, of_lane = _head_set(
-        start + AHEAD, head, lane_head
+        start + LINE_AT, head, lane_head
     )
-    if DEPENDENT:  # until here nothing was looked at that the kernel before could write
+    if AHEAD:  # until here nothing was looked at that the kernel before could write
         gdc_wait()
     left = units
     while left > 0:
@@ -537,6 +539,8 @@ def decode_attention(
 
     config = config or launch_config(2 * D * query.element_size())
     dependent = config.dependent and query.is_cuda and _launches_ahead(query.device)
+    # The kernel before the first layer's may be the one that says where programs start.
+    ahead = dependent and layer > 0
     head_sets, programs = tables.head_sets[layer], workspace.num_programs
     _decode[(programs,)](
         query,
@@ -573,9 +577,10 @@ def decode_attention(
         # Triton's interpreter multiplies bfloat16 wrongly.
         FLOAT32=query.dtype == torch.float32 or not query.is_cuda,
         DEPENDENT=dependent,
+        AHEAD=ahead,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **({"launch_pdl": True} if dependent else {}),
+        **({"launch_pdl": True} if ahead else {}),
     )
     _combine[(programs,)](
         workspace.cut[layer],

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +165,7 @@ class DecodeWorkspace:
     def allocate(cls, tables: DecodeTables, num_programs: int) -> DecodeWorkspace:
         """Room for launches of that many programs, on the tables' device."""
         g, device = tables.geometry, tables.head_sets.device
-        integers = {"dtype": torch.int32, "device": device}
+        integers: Any = {"dtype": torch.int32, "device": device}
         parts = num_programs, 2, tables.lines
         return cls(
             starts=torch.zeros(g.num_layers, num_programs, START_COLUMNS, **integers),

@@ -1,6 +1,5 @@
-"""Budgets, memory and balance on the page are those that are served."""
+"""Budgets and memory on the page are those that are served."""
 
-import numpy as np
 import pytest
 
 from tangram.budgets import allocate
@@ -8,14 +7,12 @@ from tangram.cli.report.layouts import (
     CONTEXTS,
     MAX_RATIOS,
     Settings,
-    balance_rows,
     head_pages,
     layouts,
     memory_bytes,
 )
 from tangram.errors import BudgetError, ConfigurationError
 from tangram.geometry import HeadGroups
-from tangram.kernels.decode import make_split_map
 
 
 def test_pages_of_heads_whatever_the_groups():
@@ -93,17 +90,3 @@ def test_all_levels_of_a_ratio_hold_the_same(make_profile):
     found, _ = layouts(profile, Settings.of(profile), has_query_ring=True)
     memories = [memory_bytes(of_ratio) for of_ratio in found.values()]
     assert all(memory == memories[0] for memory in memories)
-
-
-def test_balance_is_the_split_maps(make_profile):
-    profile = make_profile()
-    settings = Settings.of(profile, ratios=(0.25,), page_group_size=1)
-    (layout,) = layouts(profile, settings, has_query_ring=False)[0]["crosslayer"]
-    row = next(row for row in balance_rows(layout, 264) if row["batch"] == 4)
-    layers = [make_split_map(layout, layer, 4, 264).balance() for layer in range(3)]
-    assert row["split_map"] == [
-        pytest.approx(np.mean([b.split_map for b in layers]), abs=1e-3),
-        pytest.approx(max(b.split_map for b in layers), abs=1e-3),
-    ]
-    assert row["equal"][1] == pytest.approx(max(b.equal for b in layers), abs=1e-3)
-    assert row["split_map"][0] < row["equal"][0]

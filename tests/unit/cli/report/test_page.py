@@ -122,8 +122,6 @@ def test_a_large_model_stays_small(make_profile, tmp_path):
         (("--ratios", "0.5,2"), "expected ratios above 0 and at most 1"),
         (("--ratios", ",".join(str(n / 100) for n in range(10, 90, 5))), "at most 12"),
         (("--ratios", "half"), "expected ratios above 0 and at most 1"),
-        (("--thread-blocks", "0"), "expected 1 or more"),
-        (("--thread-blocks", "many"), "expected 1 or more"),
         (("--page-group-size", "3"), "--page-group-size is 3"),
         (("--out", "/nowhere/page.html"), "--out /nowhere/page.html cannot be written"),
         (("--out", "."), "--out . cannot be written: it is a folder"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tangram.cli.balance import BATCH_SIZES
 from tangram.cli.report.layouts import Settings
 from tangram.cli.report.search_log import measured_log
 from tangram.cli.report.story import STEPS, facts, report_data
@@ -32,7 +31,7 @@ def test_every_level_ratio_and_scope_has_its_figures(make_profile):
         assert [sum(rows) for rows in level["rows"]] == pytest.approx(
             [ratio * 256 * 12 for ratio in (0.1, 0.25, 0.3)], rel=0.06
         )
-        assert [row["batch"] for row in level["balance"][0]] == list(BATCH_SIZES)
+        assert len(level["skew"]) == 3 and min(level["skew"]) >= 1
     for scope in data["scopes"].values():
         assert np.shape(scope["boxes"]) == (3, 12, 6)
         assert [len(rank["samples"]) for rank in scope["ranks"]] == [12] * 3

@@ -41,7 +41,6 @@ REVIEWED = {
     "_fields": "of our named tuples",
     "_replace": "of our named tuples",
     "add": "of sets",
-    "batch_size": "of our decode tables",
     "blocks": "of our counts and metrics",
     "clone": "of tensors",
     "default": "of the fields of a dataclass",

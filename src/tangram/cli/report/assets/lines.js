@@ -1,4 +1,4 @@
-// Curves over the heads, memory, balance of decode, and measured budgets.
+// Curves over the heads, memory, and measured budgets.
 
 const BANDS = [[0, 6, "all heads"], [1, 5, "middle 80 %"], [2, 4, "middle half"]];
 
@@ -63,36 +63,6 @@ function memoryPlot(svg, width) {
     legend: [make("span", {}, make("i", { class: "swatch full" }), "full KV"), make("span", {}, make("i", { class: "swatch one" }), `ratio ${ratioNow()}`), make("span", {}, "thin: the other ratios")],
     table: () => [["tokens", "full KV", ...DATA.ratios.map((ratio) => `ratio ${ratioName(ratio)}`), "times less"],
       ...contexts.map((context, i) => [whole(context), mebibytes(full[i]), ...compressed.map((values) => mebibytes(values[i])), (full[i] / chosen[i]).toFixed(2)])],
-  };
-}
-
-/** Largest over mean load of thread blocks, with the split map and without. */
-function balancePlot(svg, width) {
-  const rows = levelData().balance[state.ratio];
-  const left = 72, top = 12, step = 46, bottom = top + rows.length * step, height = bottom + 44, right = width - 24;
-  const most = Math.max(1.2, ...Object.values(DATA.levels).flatMap((level) => level.balance[state.ratio].map((row) => Math.max(row.equal[1], row.split_map[1]))));
-  const x = linear(1, most, left, right);
-  const grid = ticks(1, most, width > 500 ? 6 : 4);
-  for (const value of grid) draw(svg, "line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: bottom });
-  horizontalAxis(svg, grid, x, bottom, right, (value) => +value.toFixed(2));
-  const marks = [];
-  rows.forEach((row, place) => {
-    const middle = top + step * (place + 0.5);
-    draw(svg, "text", { class: "name", x: left - 14, y: middle + 4, "text-anchor": "end" }, `batch ${row.batch}`);
-    for (const [name, colour, shift, text] of [["split_map", "one", -8, "split map"], ["equal", "two", 8, "every head cut alike"]]) {
-      const [mean, worst] = row[name], y = middle + shift;
-      draw(svg, "line", { class: `${colour} link`, x1: x(mean), x2: x(worst), y1: y, y2: y });
-      draw(svg, "line", { class: colour, "stroke-width": 2, x1: x(worst), x2: x(worst), y1: y - 5, y2: y + 5 });
-      draw(svg, "circle", { class: `${colour} load`, cx: x(mean), cy: y, r: 5 });
-      marks.push({ x: x(mean) - 7, y: y - 7, width: x(worst) - x(mean) + 14, height: 14, lines: [`Batch ${row.batch}, ${text}`, `mean over the layers ${mean.toFixed(3)}`, `worst layer ${worst.toFixed(3)}`] });
-    }
-  });
-  draw(svg, "text", { class: "name", x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "largest load over mean load");
-  return {
-    height, marks, stride: 2,
-    label: `Balance of decode at batch sizes ${rows.map((row) => row.batch).join(", ")}: mean over the layers ${rows.map((row) => row.split_map[0].toFixed(2)).join(", ")} with the split map, ${rows.map((row) => row.equal[0].toFixed(2)).join(", ")} when every head is cut alike.`,
-    legend: [make("span", {}, make("i", { class: "swatch one" }), "split map"), make("span", {}, make("i", { class: "swatch two" }), "every head cut into as many parts")],
-    table: () => [["batch", "split map, mean", "split map, worst", "alike, mean", "alike, worst"], ...rows.map((row) => [row.batch, ...row.split_map, ...row.equal].map(String))],
   };
 }
 

@@ -51,8 +51,7 @@ function tiles() {
   const at = DATA.memory.contexts.indexOf(32768);
   const full = DATA.memory.full[at], held = DATA.memory.compressed[state.ratio][at];
   found.push(tile("A request of 32K tokens", mebibytes(held), `full KV ${mebibytes(full)}, ${(full / held).toFixed(2)} times as much`));
-  const balance = levelData().balance[state.ratio].find((row) => row.batch === 4);
-  found.push(tile("Decode balance, batch 4", balance.split_map[0].toFixed(2), `${balance.equal[0].toFixed(2)} without the split map; 1 is perfect`));
+  found.push(tile("Largest head over the mean", levelData().skew[state.ratio].toFixed(2), "of a layer's rows; decode reads them in equal parts"));
   document.getElementById("tiles").replaceChildren(...found);
 }
 
@@ -124,7 +123,6 @@ function begin() {
   chart("mass", curvePlot("mass", "attention mass", (value, exact) => percent(value, exact ? 1 : 0)));
   chart("error", curvePlot("error", "output error", (value) => short(value)));
   chart("memory", memoryPlot);
-  chart("balance", balancePlot);
   if (DATA.measured.length) chart("measured", measuredPlot);
   update();
 

@@ -7,7 +7,7 @@ a step with prefill is cut on the host, as it is on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tangram.geometry import Geometry
 from tangram.kernels.decode import (
-    THREAD_BLOCKS_PER_SM,
+    PROGRAMS_PER_SM,
     DecodeTables,
     DecodeWorkspace,
     decode_attention,
-    make_split_map,
+    schedule,
 )
 from tangram.kernels.flash import (
     MAX_PAGE_NUMBERS,
@@ -55,8 +55,8 @@ class DeviceKernels:
         geometry: the layout.
         scorer: what decides which rows are kept.
         device: a CUDA device.
-        batch_sizes: sizes of decode steps that will be captured; others get their tables on demand.
-            The leading decodes of a step with prefill take those of the next larger size.
+        batch_sizes: sizes of decode steps that will be captured; what they need is loaded before
+            the first step.
         recent_caches: gives the recent cache of every layer, once they are bound.
         flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
         max_step_tokens: tokens of a step for which FlashAttention's buffers have room from the
@@ -77,14 +77,13 @@ class DeviceKernels:
     ) -> None:
         self.geometry, self.scorer, self.device = geometry, scorer, device
         sms = torch.cuda.get_device_properties(device).multi_processor_count
-        self._thread_blocks = sms * THREAD_BLOCKS_PER_SM
-        self._decode: dict[tuple[int, int], DecodeTables] = {}
+        self._tables = DecodeTables.of(geometry, device)
+        self._workspace = DecodeWorkspace.allocate(self._tables, sms * PROGRAMS_PER_SM)
         self._seal_tables: dict[int, SealTables] = {}
         self._all_layers: SealTables | None = None
         self._recent_caches = recent_caches
         self._is_warm = False
         self._batch_sizes = tuple(sorted({1, *batch_sizes}))
-        self._prepared: set[int] = set()
         self._heads = [
             torch.from_numpy(make_head_table(geometry, layer)).to(device)
             for layer in range(geometry.num_layers)
@@ -92,13 +91,6 @@ class DeviceKernels:
         self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
         self._flash, self._flash_workspace = flash, SealedWorkspace(device)
         self._max_step_tokens = max_step_tokens
-        made = [
-            self._decode_tables(layer, size)
-            for size in self._batch_sizes
-            for layer in range(geometry.num_layers)
-        ]
-        # Captured graphs keep the addresses of theirs, so a larger one is added, not put in place.
-        self._workspaces = [DecodeWorkspace.allocate(made)]
 
     def for_layout(self, geometry: Geometry) -> DeviceKernels:
         """The same kernels with the tables of another layout, on the same caches."""
@@ -126,8 +118,8 @@ class DeviceKernels:
     def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
         """Load the kernels of a step with prefill, which no captured step runs, by such a step.
 
-        Else the first prompt would wait for them. Does nothing from the second call on, until
-        `forget_caches`.
+        Else the first prompt would wait for them. So would decodes beside it, of another number
+        than any before. Does nothing from the second call on, until `forget_caches`.
         """
         if self._is_warm:
             return
@@ -136,6 +128,7 @@ class DeviceKernels:
         host.tiles, _ = self.cut_segments(host.segments)
         self._seal_layer(step)
         step.store_queries()
+        self._load_schedules(step)
         self._attend_mixed(step, host)
         if self._flash is not None:
             rows = max(1, self._max_step_tokens), *step.query.shape[1:]
@@ -145,33 +138,21 @@ class DeviceKernels:
             self._attend_mixed(step, host)
 
     def prepare_decode(self, batch_size: int) -> None:
-        """Make what a decode step of that many requests reads, before a graph may capture it.
+        """Make what a decode step reads, before a graph may capture it.
 
         Tables made inside a capture would be copied from host memory that is gone at the replay.
         """
-        size = table_size(batch_size, self._batch_sizes)
-        if size not in self._prepared:
-            self._prepared.add(size)
-            for layer in range(self.geometry.num_layers):
-                self._workspace(self._decode_tables(layer, size))
         if self._all_layers is None:
             caches = self._recent_caches()
             self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
 
-    def _workspace(self, tables: DecodeTables) -> DecodeWorkspace:
-        entries = tables.batch_size * tables.num_items * tables.heads_per_program
-        for workspace in self._workspaces:
-            if entries <= len(workspace.lse_log2):
-                return workspace
-        self._workspaces.append(DecodeWorkspace.allocate([tables]))
-        return self._workspaces[-1]
-
-    def _decode_tables(self, layer: int, batch_size: int) -> DecodeTables:
-        if (layer, batch_size) not in self._decode:
-            split_map = make_split_map(self.geometry, layer, batch_size, self._thread_blocks)
-            tables = DecodeTables.make(self.geometry, split_map, self.device)
-            self._decode[layer, batch_size] = tables
-        return self._decode[layer, batch_size]
+    def _load_schedules(self, step: LayerStep) -> None:
+        """Load what finds shares, which is compiled for powers of two of requests."""
+        largest = power_of_two(max(self._batch_sizes))
+        lengths = step.view.seq_lens.new_zeros(largest)
+        for exponent in range(largest.bit_length()):
+            view = step.view._replace(seq_lens=lengths)
+            schedule(view, 1 << exponent, self._tables, self._workspace)
 
     def cut(self, host: HostStep) -> None:
         """Tell a step's decodes, which lead, from the rest, and put the rest on the device.
@@ -282,22 +263,15 @@ class DeviceKernels:
         )
 
     def _attend_decodes(self, step: LayerStep, count: int) -> None:
-        """Attend the first `count` requests, one token each, with tables for as many or more."""
-        tables = self._decode_tables(step.layer, table_size(count, self._batch_sizes))
+        """Attend the first `count` requests, one token each; the step's first layer schedules."""
+        if step.layer == 0:
+            schedule(step.view, count, self._tables, self._workspace)
         decode_attention(
             step.query[:count],
             step.view,
-            tables=tables,
+            tables=self._tables,
+            layer=step.layer,
             softmax_scale=step.softmax_scale,
             out=step.out[:count],
-            workspace=self._workspace(tables),
+            workspace=self._workspace,
         )
-
-
-def table_size(count: int, sizes: Sequence[int]) -> int:
-    """The smallest of the ascending sizes that holds `count`, or a power of two beyond them.
-
-    Tables serve fewer requests than they were made for, cut into fewer parts than might be. New
-    ones for every count that comes along would hold up a step, some milliseconds each.
-    """
-    return next((size for size in sizes if size >= count), power_of_two(count))
