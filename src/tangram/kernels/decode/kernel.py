@@ -106,13 +106,6 @@ def _find(at, begins, seq_lens, pages_before, skipped_before, C, W, P, SETS: tl.
     return request, seq_len, head_set, begin, end
 
 
-@triton.jit
-def _holder(unit, each, more):
-    """The program whose part a unit lies in; the first `more` have one more than `each`."""
-    long = more * (each + 1)
-    return tl.where(unit < long, unit // (each + 1), more + (unit - long) // tl.maximum(each, 1))
-
-
 @remember_compiled
 @triton.jit(do_not_specialize=["num_requests", "num_programs"])
 def _schedule(
@@ -171,19 +164,19 @@ def _schedule(
         known = tl.load(head_sets_ptr + head_set * COLUMNS + column, own, 0)
         tl.store(start + LINE_AT + column, known, own)
 
-    # The head set that a part ends in, where others go on with it.
+    # The head set that a part ends in, if the part has its beginning and not its end.
     last = low + tl.maximum(count, 1) - 1
     request, seq_len, head_set, begin, end = _find(
         last, begins, seq_lens, pages_before, skipped_before, C, W, P, SETS
     )
-    is_cut = (count > 0) & (end > low + count)
-    first = _holder(begin, each, more)
-    is_second = begin > first * each + tl.minimum(first, more)
+    is_cut = (count > 0) & (begin >= low) & (end > low + count)
     cut = cut_ptr + line * 4
     tl.store(cut, tl.where(is_cut, request, -1), own)
     tl.store(cut + 1, head_set, own)
-    tl.store(cut + 2, first * 2 + is_second.to(tl.int32), own)
-    tl.store(cut + 3, _holder(end - 1, each, more) - first + 1, own)
+    tl.store(cut + 2, (begin > low).to(tl.int32), own)
+    unit, long = end - 1, more * (each + 1)
+    holder = tl.where(unit < long, unit // (each + 1), more + (unit - long) // tl.maximum(each, 1))
+    tl.store(cut + 3, holder - program + 1, own)
 
 
 @triton.jit
@@ -376,49 +369,6 @@ def _decode(
                 tl.store(row_ptr + one * stride_out_head, tl.full([D], 0.0, tl.float32))
 
 
-@triton.jit
-def _combine_lines(
-    lines,  # [LINES] int32, lines of the head set
-    head_set_ptr,  # of the head set, its KV heads
-    out_ptr,  # of the request
-    partial_ptr,
-    lse_ptr,
-    first_entry,
-    count,
-    stride_out_head,
-    D: tl.constexpr,
-    G: tl.constexpr,
-    ALL_LINES: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """Weigh the parts of some lines by their log-sum-exp, PARTS of them at a time."""
-    dims = tl.arange(0, D)
-    is_line = lines < ALL_LINES
-    peak = tl.full(lines.shape, float("-inf"), tl.float32)
-    total = tl.zeros(lines.shape, tl.float32)
-    acc = tl.zeros([lines.shape[0], D], tl.float32)
-    for begin in range(0, count, PARTS):
-        nth = begin + tl.arange(0, PARTS)
-        # All but the program that begins the head set begin with it.
-        entry = tl.where(nth == 0, first_entry, first_entry // 2 * 2 + nth * 2)
-        entry = entry[:, None] * ALL_LINES + lines[None, :]
-        known = (nth < count)[:, None] & is_line[None, :]
-        lse_log2 = tl.load(lse_ptr + entry, known, float("-inf"))
-        part_ptrs = partial_ptr + entry[:, :, None] * D + dims[None, None, :]
-        part = tl.load(part_ptrs, known[:, :, None], 0.0)
-        new_peak = tl.maximum(peak, tl.max(lse_log2, 0))
-        known_peak = tl.where(is_line, new_peak, 0.0)
-        weight = tl.exp2(lse_log2 - known_peak[None, :])
-        shrink = tl.exp2(peak - known_peak)
-        total = total * shrink + tl.sum(weight, 0)
-        acc = acc * shrink[:, None] + tl.sum(part * weight[:, :, None], 0)
-        peak = new_peak
-    heads = tl.load(head_set_ptr + lines // G, is_line, 0)
-    out_ptrs = out_ptr + (heads * G + lines % G)[:, None] * stride_out_head + dims[None, :]
-    result = acc / tl.where(is_line, total, 1.0)[:, None]
-    tl.store(out_ptrs, result.to(out_ptr.dtype.element_ty), is_line[:, None])
-
-
 @remember_compiled
 @triton.jit
 def _combine(
@@ -432,55 +382,41 @@ def _combine(
     D: tl.constexpr,
     G: tl.constexpr,
     HEADS: tl.constexpr,
+    PARTS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Combine what the programs of a head set found; those that hold it, but one, share this.
-
-    So the more parts there are to read, the more programs read them: few lines each, many parts at
-    once. All of them take as many numbers at a time.
-    """
+    """Weigh what the programs of a head set found by their log-sum-exp: a query head a program."""
     LINES: tl.constexpr = HEADS * G
-    program = tl.program_id(0)
+    program, line = tl.program_id(0), tl.program_id(1)
     cut = cut_ptr + program * 4
     request = tl.load(cut)
     head_set = tl.load(cut + 1)
-    first_entry = tl.load(cut + 2)
+    first_part = tl.load(cut + 2)
     count = tl.load(cut + 3)
     if request >= 0:
-        helper = program - first_entry // 2
-        heads_ptr = head_sets_ptr + head_set * (FIRST_HEAD + HEADS) + FIRST_HEAD
-        row_ptr = out_ptr + request.to(tl.int64) * stride_out
+        head = tl.load(head_sets_ptr + head_set * (FIRST_HEAD + HEADS) + FIRST_HEAD + line // G)
+        dims = tl.arange(0, D)
+        peak, total = float("-inf"), 0.0
+        acc = tl.full([D], 0.0, tl.float32)
         if DEPENDENT:
             gdc_wait()
-        if count > 16:
-            if helper < 16:
-                _combine_lines(
-                    helper + tl.arange(0, 1), heads_ptr, row_ptr, partial_ptr, lse_ptr,
-                    first_entry, count, stride_out_head, D, G, LINES, 64,
-                )  # fmt: skip
-        elif count > 8:
-            if helper < 8:
-                _combine_lines(
-                    helper * 2 + tl.arange(0, 2), heads_ptr, row_ptr, partial_ptr, lse_ptr,
-                    first_entry, count, stride_out_head, D, G, LINES, 16,
-                )  # fmt: skip
-        elif count > 4:
-            if helper < 4:
-                _combine_lines(
-                    helper * 4 + tl.arange(0, 4), heads_ptr, row_ptr, partial_ptr, lse_ptr,
-                    first_entry, count, stride_out_head, D, G, LINES, 8,
-                )  # fmt: skip
-        elif count > 2:
-            if helper < 2:
-                _combine_lines(
-                    helper * 8 + tl.arange(0, 8), heads_ptr, row_ptr, partial_ptr, lse_ptr,
-                    first_entry, count, stride_out_head, D, G, LINES, 4,
-                )  # fmt: skip
-        else:
-            _combine_lines(
-                tl.arange(0, 16), heads_ptr, row_ptr, partial_ptr, lse_ptr,
-                first_entry, count, stride_out_head, D, G, LINES, 2,
-            )  # fmt: skip
+        for begin in range(0, count, PARTS):
+            nth = begin + tl.arange(0, PARTS)
+            inside = nth < count
+            # All but the program that begins the head set begin with it.
+            entry = (program + nth) * 2 + tl.where(nth == 0, first_part, 0)
+            entry = entry * LINES + line
+            lse_log2 = tl.load(lse_ptr + entry, inside, float("-inf"))
+            part = tl.load(partial_ptr + entry[:, None] * D + dims[None, :], inside[:, None], 0.0)
+            new_peak = tl.maximum(peak, tl.max(lse_log2, 0))
+            weight = tl.exp2(lse_log2 - new_peak)
+            shrink = tl.exp2(peak - new_peak)
+            total = total * shrink + tl.sum(weight, 0)
+            acc = acc * shrink + tl.sum(part * weight[:, None], 0)
+            peak = new_peak
+        out_row_ptr = out_ptr + request.to(tl.int64) * stride_out
+        out_row_ptr += (head * G + line % G) * stride_out_head
+        tl.store(out_row_ptr + dims, (acc / total).to(out_ptr.dtype.element_ty))
 
 
 @functools.cache
@@ -582,7 +518,7 @@ def decode_attention(
         num_stages=config.num_stages,
         **({"launch_pdl": True} if ahead else {}),
     )
-    _combine[(programs,)](
+    _combine[(programs, tables.lines)](
         workspace.cut[layer],
         head_sets,
         out,
@@ -593,7 +529,9 @@ def decode_attention(
         D=D,
         G=G,
         HEADS=heads,
+        # Of many small programs most leave at once: wider ones took longer to come and go.
+        PARTS=16,
         DEPENDENT=dependent,
-        num_warps=4,
+        num_warps=1,
         **({"launch_pdl": True} if dependent else {}),
     )

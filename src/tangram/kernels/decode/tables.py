@@ -143,9 +143,9 @@ class DecodeWorkspace:
         starts: [layers, programs, START_COLUMNS] int32: request in which a program's part begins,
             its length in tokens, units of that head set before it, units of the part, index of the
             head set, and then the line of the head set.
-        cut: [layers, programs, 4] int32: of the head set with which a program does not come to an
-            end, request, index, twice the program that begins it, one more if that is the second of
-            its parts, and how many programs share it; -1 in front where there is none.
+        cut: [layers, programs, 4] int32: of the head set that a program begins and does not end,
+            request, index, which of the program's two parts it is, and how many programs share it;
+            -1 in front where there is none.
         partial_out: [programs, 2, lines, head_size] float32: what a program found for the head set
             that it begins with, and for the one that it ends in; of one layer after the other.
         lse_log2: [programs, 2, lines] float32, base-2 log-sum-exp.
