@@ -181,14 +181,12 @@ def checked_scores(scorer: Scorer, chunks: Chunks) -> Tensor:
         raise ScorerError(
             f"{who} raised {type(error).__name__}: {error}; expected {expected}: {remedy}"
         ) from error
-    if not isinstance(scores, Tensor):
-        raise ScorerError(
-            f"{who} returned a {type(scores).__name__}, expected {expected}: {remedy}"
-        )
-    found = _tensor_title(scores.shape, scores.dtype, scores.device)
-    if found != expected:
-        raise ScorerError(f"{who} returned {found}, expected {expected}: {remedy}")
-    return scores
+    found = f"a {type(scores).__name__}"
+    if isinstance(scores, Tensor):
+        found = _tensor_title(scores.shape, scores.dtype, scores.device)
+        if found == expected:
+            return scores
+    raise ScorerError(f"{who} returned {found}, expected {expected}: {remedy}")
 
 
 def _tensor_title(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
