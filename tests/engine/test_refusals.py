@@ -160,6 +160,7 @@ def test_a_window_of_none_and_a_scorer_that_looks_at_it():
             dict(kv_transfer_config={"kv_connector": "ExampleConnector", "kv_role": "kv_both"}),
             ["KV connectors", "--kv-transfer-config"],
         ),
+        (dict(kv_events_config={"enable_kv_cache_events": True}), ["--kv-events-config"]),
         (dict(kv_offloading_size=1.0), ["offloading", "--kv-offloading-size"]),
         (dict(kv_cache_dtype="fp8"), ["quantised KV cache", "--kv-cache-dtype fp8"]),
         (dict(disable_hybrid_kv_cache_manager=True), ["--disable-hybrid-kv-cache-manager"]),

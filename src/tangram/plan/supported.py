@@ -128,6 +128,16 @@ OPTION_REASONS: Mapping[str, Reason] = {
         "KV connectors and offloading (--kv-transfer-config, --kv-offloading-size)",
         "leave them out",
     ),
+    "KV events": Reason(
+        # A router counts a block that it was told of behind all before it. What can be resumed is
+        # no such chain: the raw window is cached at few boundaries, and leaves on its own.
+        lambda given: (
+            isinstance(events := given.get("kv_events_config"), Mapping)
+            and events.get("enable_kv_cache_events")
+        ),
+        "KV events (--kv-events-config), which name chunks at whose end nothing can be resumed",
+        "leave them out, and let a router keep a conversation where it began",
+    ),
     "quantised cache": Reason(
         lambda given: (
             (dtype := str(given.get("kv_cache_dtype") or "auto")) not in CACHE_DTYPES and dtype

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tangram.errors import ScorerError
@@ -157,6 +158,39 @@ class Scorer(ABC):
                 "needs_window_queries = True is given them"
             )
         return queries.float()
+
+
+def checked_scores(scorer: Scorer, chunks: Chunks) -> Tensor:
+    """What a scorer, which may be another package's, gives for some chunks.
+
+    Returns:
+        [..., tokens, kv_heads] float32, on the keys' device.
+
+    Raises:
+        ScorerError: it raised, or gave something else; names the scorer.
+    """
+    keys = chunks.keys
+    expected = _tensor_title(keys.shape[:-1], torch.float32, keys.device)
+    who = f"the scorer {scorer.name!r} ({type(scorer).__module__}.{type(scorer).__qualname__})"
+    remedy = "correct its method score, or choose another --compression-scorer"
+    try:
+        scores: object = scorer.score(chunks)
+    except ScorerError:
+        raise
+    except Exception as error:
+        raise ScorerError(
+            f"{who} raised {type(error).__name__}: {error}; expected {expected}: {remedy}"
+        ) from error
+    found = f"a {type(scores).__name__}"
+    if isinstance(scores, Tensor):
+        found = _tensor_title(scores.shape, scores.dtype, scores.device)
+        if found == expected:
+            return scores
+    raise ScorerError(f"{who} returned {found}, expected {expected}: {remedy}")
+
+
+def _tensor_title(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
+    return f"a tensor {list(shape)} of {dtype} on {device}"
 
 
 def scorer_title(name: str, changed: Mapping[str, Any]) -> str:

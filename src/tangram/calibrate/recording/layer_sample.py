@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
-from tangram.scorers import Chunks, Scorer
+from tangram.scorers import Chunks, Scorer, checked_scores
 from tangram.scorers.select import top_rows
 
 
@@ -65,7 +65,8 @@ def _score_batch(
         ends = range(start + length, stop + 1, length)
         window_queries = torch.stack([sample.queries[end : end + window] for end in ends])
     positions = torch.arange(start, stop, device=sample.keys.device)
-    return scorer.score(
+    return checked_scores(
+        scorer,
         Chunks(
             sample.keys[start:stop].unflatten(0, (chunks, -1)),
             sample.values[start:stop].unflatten(0, (chunks, -1)),
@@ -74,7 +75,7 @@ def _score_batch(
             window_size_tokens=window,
             window_queries=window_queries,
             statistics=statistics,
-        )
+        ),
     )
 
 

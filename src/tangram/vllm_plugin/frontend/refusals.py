@@ -46,8 +46,11 @@ def refuse_model(config: VllmConfig) -> None:
 
 def refuse_configuration(config: VllmConfig) -> None:
     """Raise UnsupportedError for what only the finished configuration shows."""
+    events = config.kv_events_config
     supported.refuse_options(
         {
+            "kv_events_config": events
+            and {"enable_kv_cache_events": events.enable_kv_cache_events},
             "speculative_config": config.speculative_config,
             "kv_transfer_config": config.kv_transfer_config,
             "kv_cache_dtype": config.cache_config.cache_dtype,

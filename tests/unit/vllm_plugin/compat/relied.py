@@ -41,8 +41,10 @@ REVIEWED = {
     "_fields": "of our named tuples",
     "_replace": "of our named tuples",
     "add": "of sets",
+    "block_table": "of our metadata",
     "blocks": "of our counts and metrics",
     "clone": "of tensors",
+    "cpu": "of tensors",
     "default": "of the fields of a dataclass",
     "device": "of tensors and of our kernels",
     "free": "of our counts",
@@ -60,7 +62,6 @@ REVIEWED = {
     "num_tokens": "of our metadata",
     "overridden_by_tangram": "our mark on a function",
     "runner": "of our sealed cache",
-    "score": "of our scorers",
 }
 """Names that are no hook's, and whose they are."""
 

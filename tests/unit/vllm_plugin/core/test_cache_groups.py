@@ -19,19 +19,23 @@ CHUNK = 64
 GEOMETRY = make_geometry([[2, 2]], chunk_size_tokens=CHUNK, window_size_tokens=32)
 
 
-@pytest.fixture
-def manager():
+def make_manager(**more):
     init_none_hash(sha256)
     specs = [spec.of(GEOMETRY.block_shape, torch.float32) for spec in (SealedSpec, RecentSpec)]
     groups = [KVCacheGroupSpec([name], spec) for name, spec in zip("ab", specs, strict=True)]
     config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=groups)
     sizes = dict(scheduler_block_size=CHUNK, hash_block_size=GEOMETRY.recent_block_tokens)
-    return KVCacheManager(config, max_model_len=4096, max_in_flight_tokens=200, **sizes)
+    return KVCacheManager(config, max_model_len=4096, max_in_flight_tokens=200, **sizes, **more)
 
 
-def prompt(name):
+@pytest.fixture
+def manager():
+    return make_manager()
+
+
+def prompt(name, tokens=range(1000)):
     hashes = get_request_block_hasher(GEOMETRY.recent_block_tokens, sha256)
-    return Request(name, list(range(1000)), SamplingParams(), None, block_hasher=hashes)
+    return Request(name, list(tokens), SamplingParams(), None, block_hasher=hashes)
 
 
 def found(manager, name):
@@ -75,6 +79,40 @@ def test_what_another_still_holds_stays_to_be_found(manager):
     second.num_computed_tokens = hit
     manager.free(second)
     assert found(manager, "other") == hit == 448
+
+
+def resumed(manager):
+    """Boundaries of the prompt at which another one can be resumed that goes on otherwise."""
+    boundaries = range(CHUNK, 1000, CHUNK)
+    others = {m: prompt(f"to {m}", [*range(m), 5000]) for m in boundaries}
+    return [m for m, other in others.items() if manager.get_computed_blocks(other)[1] == m]
+
+
+def test_kv_events_name_chunks_at_whose_end_nothing_can_be_resumed():
+    """Why they are refused.
+
+    A router learns of sealed blocks in one chain, for it takes events of full attention. Without
+    the blocks between, the last would be behind no other.
+    """
+    manager = make_manager(enable_kv_cache_events=True)
+    manager.coordinator.retention_interval = 512
+    first = prompt("first")
+    for end in (500, 1000):
+        assert manager.allocate_slots(first, 500) is not None
+        first.num_computed_tokens = end
+    manager.free(first)
+    stored = [e for e in manager.take_events() if e.kv_cache_spec_kind == "full_attention"]
+    assert {event.group_idx for event in stored} == {0}
+    assert [event.parent_block_hash for event in stored] == [None, stored[0].block_hashes[-1]]
+    told = [hash for event in stored for hash in event.block_hashes]
+    assert len(told) == 1000 // CHUNK == 15
+    assert resumed(manager) == [512, 960]
+
+    _, recent = manager.get_computed_blocks(prompt("other"))[0].blocks
+    manager.block_pool.evict_blocks({block.block_id for block in recent if not block.is_null})
+    removed = manager.take_events()
+    assert removed and {event.group_idx for event in removed} == {1}
+    assert resumed(manager) == [512]
 
 
 @pytest.mark.parametrize(("hit", "blocks"), [(0, 11), (64, 11), (576, 11), (896, 4)])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from vllm.config import ParallelConfig
+from vllm.config import KVEventsConfig, ParallelConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import registry
 
@@ -181,12 +181,15 @@ def test_arguments_are_asked_before_there_is_a_configuration():
         ({"speculative_config": object()}, "--speculative-config"),
         ({"cache_dtype": "float16"}, "--kv-cache-dtype float16 with a model in float32"),
         ({"disable_hybrid": True}, "hybrid KV cache manager"),
+        ({"kv_events": KVEventsConfig()}, None),
+        ({"kv_events": KVEventsConfig(enable_kv_cache_events=True)}, "--kv-events-config"),
     ],
 )
 def test_what_the_finished_configuration_shows(changes, said):
     config = SimpleNamespace(
         speculative_config=changes.get("speculative_config"),
         kv_transfer_config=None,
+        kv_events_config=changes.get("kv_events"),
         cache_config=SimpleNamespace(cache_dtype=changes.get("cache_dtype", "auto")),
         model_config=SimpleNamespace(dtype=torch.float32),
         scheduler_config=SimpleNamespace(

@@ -84,10 +84,19 @@ HOOKS: tuple[Hook, ...] = (
         "additional configuration",
         "vllm.config:VllmConfig",
         "carries the plan to every process",
-        "additional_config attention_config cache_config compilation_config kv_transfer_config "
-        "model_config parallel_config quant_config scheduler_config speculative_config",
+        "additional_config attention_config cache_config compilation_config kv_events_config "
+        "kv_transfer_config model_config parallel_config quant_config scheduler_config "
+        "speculative_config",
         upstream=_FIELDS,
         until=_READ,
+    ),
+    has(
+        "KV events",
+        "vllm.config:KVEventsConfig",
+        "refused while they are on",
+        "enable_kv_cache_events",
+        upstream="events that say at which boundaries a prompt can be resumed",
+        until="a router can be told where a prompt can be resumed",
     ),
     has(
         "cache configuration",

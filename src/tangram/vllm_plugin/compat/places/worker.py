@@ -2,6 +2,9 @@
 
 from tangram.vllm_plugin.compat.hook import Hook, has, takes
 
+_WINDING_BACK = "generators that are wound back by their state rather than an offset"
+_CAN_WIND_BACK = "vLLM's CPU runner keeps the generator of a sample that it discards"
+
 HOOKS: tuple[Hook, ...] = (
     takes(
         "caches of a model's layers",
@@ -18,6 +21,38 @@ HOOKS: tuple[Hook, ...] = (
         "vllm_config",
         upstream="extensions that are given the configuration",
         until="as long as the extension is mixed into the worker",
+    ),
+    takes(
+        "sampling of a step",
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
+        "a seeded request whose prompt takes several steps would end the CPU engine",
+        "self grammar_output",
+        upstream=_WINDING_BACK,
+        until=_CAN_WIND_BACK,
+    ),
+    has(
+        "samples that are discarded",
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
+        "they are those of a prompt's steps before its last",
+        "discard_request_mask input_batch vllm_config",
+        upstream=_WINDING_BACK,
+        until=_CAN_WIND_BACK,
+    ),
+    has(
+        "buffers of a step",
+        "vllm.v1.utils:CpuGpuBuffer",
+        "which samples are discarded is known on the host",
+        "np",
+        upstream=_WINDING_BACK,
+        until=_CAN_WIND_BACK,
+    ),
+    has(
+        "generators of seeded requests",
+        "vllm.v1.worker.gpu_input_batch:InputBatch",
+        "a sample that is discarded draws on none",
+        "generators num_reqs",
+        upstream=_WINDING_BACK,
+        until=_CAN_WIND_BACK,
     ),
     takes(
         "calls to workers",

@@ -12,7 +12,7 @@ from tangram.geometry import Geometry
 from tangram.kernels.reference.attend import gather_recent
 from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import SealingChunks
-from tangram.scorers.base import Chunks
+from tangram.scorers.base import Chunks, checked_scores
 from tangram.scorers.select import top_rows
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 
@@ -68,7 +68,8 @@ def _score(
     sealed, g = step.sealed, step.sealed.geometry
     key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
     window = None if step.view.ring is None else _window_queries(step, host, chunks, step.view.ring)
-    return sealed.scorer.score(
+    return checked_scores(
+        sealed.scorer,
         Chunks(
             keys=key,
             values=value,
@@ -77,7 +78,7 @@ def _score(
             window_queries=window,
             statistics=sealed.statistics(step.layer, raw.device),
             window_size_tokens=g.window_size_tokens,
-        )
+        ),
     )
 
 
