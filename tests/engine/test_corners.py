@@ -226,7 +226,7 @@ def assert_calls(call) -> None:
     [
         # A model of this size calls no tool of its own accord: a grammar makes it.
         dict(tool_choice="auto", extra_body={"structured_outputs": {"regex": CALL}}),
-        dict(tool_choice="required"),
+        pytest.param(dict(tool_choice="required"), marks=pytest.mark.thorough),
         dict(tool_choice={"type": "function", "function": {"name": "look_up"}}),
     ],
     ids=["auto", "required", "named"],
