@@ -314,9 +314,9 @@ _POOL_HOOKS = (
     ),
     takes(
         "group of a cached block",
-        "vllm.v1.core.kv_cache_utils:get_group_id",
-        "which cached blocks are sealed",
-        "key",
+        "vllm.v1.core.kv_cache_utils:make_block_hash_with_group_id",
+        "which cached blocks are sealed: their keys end in their group",
+        "block_hash group_id",
         upstream="statistics of blocks by group",
         until=_COUNTED,
     ),
