@@ -189,7 +189,7 @@ def count_kept(scheduler: Any, counts: CacheCounts) -> tuple[int, int]:
         scheduler: whose pool is looked through, block by block.
         counts: of this moment.
     """
-    from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
+    from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 
     manager = scheduler.kv_cache_manager
     (sealed,) = (m for m in manager.coordinator.single_type_managers if hasattr(m, "counts"))
@@ -199,7 +199,8 @@ def count_kept(scheduler: Any, counts: CacheCounts) -> tuple[int, int]:
         if block.ref_cnt == 0 and (key := block.block_hash) is not None
     ]
     # A key ends in its group; to take each one apart would take twice as long.
-    group = make_block_hash_with_group_id(BlockHash(b""), sealed.kv_cache_group_id)
+    nothing: Any = b""
+    group = make_block_hash_with_group_id(nothing, sealed.kv_cache_group_id)
     chunks = counts.sealed + sum([key.endswith(group) for key in cached])
     tokens = chunks * sealed.block_size + counts.tail_tokens
     return tokens, counts.blocks.total + len(cached)

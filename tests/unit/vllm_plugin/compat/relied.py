@@ -42,7 +42,6 @@ REVIEWED = {
     "_replace": "of our named tuples",
     "add": "of sets",
     "batch_size": "of our decode tables",
-    "blocks": "of our counts and metrics",
     "clone": "of tensors",
     "default": "of the fields of a dataclass",
     "device": "of tensors and of our kernels",
