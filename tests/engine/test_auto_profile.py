@@ -41,7 +41,7 @@ def made(monkeypatch):
     """Stands in for the command: writes a profile of made-up statistics; its arguments."""
     calls = []
 
-    def calibrate(path, arguments, model):
+    def calibrate(path, arguments, model, environment):
         calls.append(arguments)
         make_profile(arguments[arguments.index("--compression-scorer") + 1]).save(path)
 

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tangram.calibrate.preparation import (
 )
 from tangram.calibrate.recording.record import record_profile
 from tangram.calibrate.texts.sample_sets import BUNDLED, HUB
+from tangram.children import follow_parent
 from tangram.errors import ConfigurationError
 from tangram.plan.models import RECALL, RECALL_GROUP_SIZE, is_bundled
 from tangram.plan.options import CompressionOptions, flag, flag_value
@@ -41,6 +42,7 @@ _SIZES = ("compression_chunk_size", "compression_window_size", "compression_n_si
 
 def run(argv: Sequence[str]) -> int:
     """Calibrate, and say what came of it."""
+    is_automatic = follow_parent()
     args = parser().parse_args(argv)
     if is_bundled(args.model) and not args.data.startswith(HUB):
         # The bundled model is a folder: nothing is to be asked of the network for it.
@@ -49,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     plan = prepare(args, partial(_print, console))
     # Not the profile's own lock: a server holds that one while it has this command make it.
-    with locked(plan.partial, partial(_refuse_second, plan.out), "--out"):
+    with _claimed(plan, is_automatic, console):
         plan.unmeasured.unlink(missing_ok=True)
         try:
             with _bar(console, len(plan.samples)) as (done, tell):
@@ -64,6 +66,17 @@ def run(argv: Sequence[str]) -> int:
         plan.unmeasured.unlink(missing_ok=True)
     _summary(plan, time.monotonic() - begun, args.model, console)
     return 0
+
+
+def _claimed(plan: Calibration, is_automatic: bool, console: Console) -> AbstractContextManager:
+    """The lock of what a run gathers.
+
+    Nobody gave an automatic run its file: it waits for another, as its server would.
+    """
+    if is_automatic:
+        line = f"waiting for another run that calibrates {plan.out}"
+        return locked(plan.partial, partial(_print, console, line))
+    return locked(plan.partial, partial(_refuse_second, plan.out), "--out")
 
 
 def _refuse_second(out: Path) -> None:

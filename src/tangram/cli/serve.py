@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tangram.cli.mistakes import check_arguments
 from tangram.cli.plan import compression_options
 from tangram.errors import ProfileError
 from tangram.installed import is_cpu_build, vllm_command
@@ -76,6 +77,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     arguments = serve_arguments(argv)
     command = vllm_command("serve", *arguments)
+    flags = _flags(argv)
+    if not {"--help", "-h"} & flags:
+        check_arguments(_spelled(argv), flags)
     check_options(arguments)
     sys.stdout.flush()
     os.execve(command[0], command, {**os.environ, **_environment(argv)})

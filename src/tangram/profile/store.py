@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
 def replace_file(path: Path, payload: bytes) -> None:
     """Write `path` at once, and leave nothing else behind: readers see the old file or the new one.
 
+    So does who reads after a power cut: the contents reach the disk before the name does.
+
     Raises:
         OSError: the folder cannot be written to.
     """
@@ -58,11 +61,23 @@ def replace_file(path: Path, payload: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system has it
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,8 @@ from tangram.cli import calibrate
 from tangram.cli.calibrate import _serve_command, _summary, parser
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.plan.models import bundled_model, tokenizer_arguments
-from tangram.profile import Profile
+from tangram.profile import ModelIdentity, Profile
+from tangram.profile.cache import locked
 from tangram.scorers import get_scorer
 from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
@@ -446,3 +448,30 @@ def test_a_ratio_that_the_chunk_does_not_allow_is_left_out(tmp_path):
         tmp_path, "--samples", "4", "--max-tokens", "300", "--compression-chunk-size", "128"
     )
     assert plan.ratios == (0.5, 0.25)
+
+
+def test_an_automatic_run_waits_for_another_and_one_by_hand_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    """After an accident the next start was given advice about an --out that nobody gave."""
+    plan = prepared(tmp_path, "--samples", "4", "--max-tokens", "600", "--no-measure")
+    arguments = ["recall", "--out", str(plan.out)]
+    identity = ModelIdentity("M", 2, 2, 4, 16, 64, 100)
+    sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    made = Profile(model=identity, scorer_name="key_diff", **sizes)
+    monkeypatch.setattr(calibrate, "prepare", lambda *_: plan)
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_: made)
+    with locked(plan.partial):
+        with pytest.raises(ConfigurationError, match="--out .*: another run is calibrating"):
+            calibrate.run(arguments)
+
+        monkeypatch.setattr(calibrate, "follow_parent", lambda: True)
+        waits = threading.Event()
+        monkeypatch.setattr(calibrate, "_print", lambda *lines: waits.set())
+        codes = []
+        automatic = threading.Thread(target=lambda: codes.append(calibrate.run(arguments)))
+        automatic.start()
+        assert waits.wait(60)
+        assert not plan.out.exists()
+    automatic.join(60)
+    assert codes == [0] and plan.out.exists()

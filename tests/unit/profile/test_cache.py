@@ -1,6 +1,7 @@
 """Where automatic profiles are kept, and what tells them apart."""
 
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from tangram.profile.cache import (
     snapshot_folder,
     weights_digest,
 )
+from tangram.profile.store import replace_file
 
 MODEL = ModelIdentity("Org/Model", 2, 2, 4, 16, 64, 100, "ab" * 32)
 KEY = dict(
@@ -223,3 +225,23 @@ def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path):
             pytest.fail("held on a pipe that somebody reads")
     finally:
         os.close(reader)
+
+
+def test_a_profile_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    """After a power cut the cached profile was there, and empty."""
+    done, sync, rename = [], os.fsync, os.replace
+
+    def synced(handle):
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        done.append("folder" if is_folder else os.fstat(handle).st_size)
+        sync(handle)
+
+    def renamed(*paths):
+        done.append("name")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    replace_file(tmp_path / "p.profile", b"12345")
+    assert done == [5, "name", "folder"]
+    assert (tmp_path / "p.profile").read_bytes() == b"12345"

@@ -21,6 +21,8 @@ from tangram.vllm_plugin.drift.board import DriftReader, DriftReading, board_pat
 STATS_KEY = "tangram"
 INTERVAL_S = 0.25
 """Least time between two of an engine's counts, but that it became idle is told at once."""
+KEPT_INTERVAL_S = 5.0
+"""The same between two looks at every block of the pool, which takes a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class CacheCounts:
         free: blocks that nobody holds; the prefix cache may know what is in them.
         tail_tokens: tokens of running requests past their last boundaries.
         new_chunks: chunks sealed.
+        kept_tokens: tokens whose KV was kept for a request or for the prefix cache, those of a
+            shared block once, when every block was looked at last.
+        kept_blocks: blocks that were kept then, for either.
         drift: what the worker has found, its `sampled_chunks` those since the last; None if not
             asked for, or not found yet.
     """
@@ -46,6 +51,8 @@ class CacheCounts:
     free: int
     tail_tokens: int
     new_chunks: int
+    kept_tokens: int = 0
+    kept_blocks: int = 0
     drift: DriftReading | None = None
 
     @property
@@ -62,12 +69,16 @@ class SealedCounts:
         chunks_sealed: blocks handed out to be sealed, ever.
         sent_chunks: those that the frontend knows of.
         sent_at: when it was told last, in seconds of the monotonic clock.
+        kept: tokens and blocks that were kept when every block was looked at last.
+        kept_at: when that was.
         engine: name of the engine, under which its worker tells of drift.
     """
 
     chunks_sealed: int = 0
     sent_chunks: int = 0
     sent_at: float = 0.0
+    kept: tuple[int, int] = 0, 0
+    kept_at: float = 0.0
     engine: str = field(default_factory=engine_name)
     _drift: DriftReader | None = None
     _holders: dict[int, int] = field(default_factory=dict)
@@ -132,7 +143,12 @@ def _make_stats(original: Callable) -> Callable:
             return stats
         now = time.monotonic()
         if not self.running or now - sealed.sent_at >= INTERVAL_S:
-            counts = replace(count_blocks(self), drift=sealed.read_drift(self.vllm_config))
+            counts = count_blocks(self)
+            if not self.running or now - sealed.kept_at >= KEPT_INTERVAL_S:
+                sealed.kept, sealed.kept_at = count_kept(self, counts), now
+            tokens, blocks = sealed.kept
+            drift = sealed.read_drift(self.vllm_config)
+            counts = replace(counts, kept_tokens=tokens, kept_blocks=blocks, drift=drift)
             stats.kv_connector_stats = {STATS_KEY: asdict(counts)}
             sealed.sent_at, sealed.sent_chunks = now, sealed.chunks_sealed
         return stats
@@ -164,6 +180,30 @@ def count_blocks(scheduler: Any) -> CacheCounts:
         tail_tokens=sum(request.num_computed_tokens % C for request in scheduler.running),
         new_chunks=counts.chunks_sealed - counts.sent_chunks,
     )
+
+
+def count_kept(scheduler: Any, counts: CacheCounts) -> tuple[int, int]:
+    """Tokens and blocks that a request holds or the prefix cache would find.
+
+    Args:
+        scheduler: whose pool is looked through, block by block.
+        counts: of this moment.
+    """
+    from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
+    manager = scheduler.kv_cache_manager
+    (sealed,) = (m for m in manager.coordinator.single_type_managers if hasattr(m, "counts"))
+    cached = [
+        key
+        for block in manager.block_pool.blocks
+        if block.ref_cnt == 0 and (key := block.block_hash) is not None
+    ]
+    # A key ends in its group; to take each one apart would take twice as long.
+    nothing: Any = b""
+    group = make_block_hash_with_group_id(nothing, sealed.kv_cache_group_id)
+    chunks = counts.sealed + sum([key.endswith(group) for key in cached])
+    tokens = chunks * sealed.block_size + counts.tail_tokens
+    return tokens, counts.blocks.total + len(cached)
 
 
 def take_counts(stats: Any) -> CacheCounts | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
 
-from tangram.children import complaint, ended_by_sigterm
+from tangram.children import child, complaint
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.plan.cached import (
     cached_profile,
@@ -23,7 +25,7 @@ from tangram.plan.cached import (
 )
 from tangram.plan.compression_plan import group_size, make_plan
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, flag_value
-from tangram.profile import ModelIdentity
+from tangram.profile import ModelIdentity, Profile
 from tangram.profile.cache import locked, open_beside
 
 logger = logging.getLogger("vllm.tangram")
@@ -35,9 +37,10 @@ _REMEDIES = (
 _FORWARDED = (
     "code_revision", "config_format", "disable_sliding_window", "download_dir", "dtype",
     "hf_config_path", "hf_overrides", "kv_cache_dtype", "load_format", "model_loader_extra_config",
-    "quantization", "revision", "tokenizer", "tokenizer_mode", "tokenizer_revision",
+    "model_impl", "quantization", "revision", "tokenizer", "tokenizer_mode", "tokenizer_revision",
     "trust_remote_code",
 )  # fmt: skip
+_STOPPED = 128 + signal.SIGINT
 
 
 def resolve_profile(
@@ -57,6 +60,7 @@ def resolve_profile(
     Raises:
         ConfigurationError: the weights cannot be told from others', or calibration failed; says
             why, and how to start all the same.
+        SystemExit: SIGTERM or Ctrl-C while it was calibrated.
     """
     asked = (options.compression_profile or NO_PROFILE).lower()
     if asked == NO_PROFILE:
@@ -82,13 +86,32 @@ def resolve_profile(
             f"no profile can be kept for {args.model}: {error}. "
             f"{_REMEDIES.format(model=args.model)}"
         ) from error
-    if not path.is_file():
+    if _problem(path, options, model):
         with locked(path, lambda: logger.info("waiting for another process to calibrate %s", path)):
-            if not path.is_file():
-                _calibrate(
-                    path, [*_arguments(path, options, args), *calibrate_arguments()], args.model
-                )
+            if problem := _problem(path, options, model):
+                if path.exists():
+                    logger.warning("%s is calibrated again, and replaced: %s", path, problem)
+                arguments = [*_arguments(path, options, args), *calibrate_arguments()]
+                _calibrate(path, arguments, args.model, _secrets(args))
     return replace(options, compression_profile=str(path))
+
+
+def _problem(path: Path, options: CompressionOptions, model: ModelIdentity) -> str | None:
+    """Why there is no profile to take at `path`; None if there is."""
+    try:
+        Profile.load(path).check(
+            model=model,
+            scorer_name=options.scorer.name,
+            scorer_parameters=options.scorer.parameters(),
+        )
+    except ProfileError as error:
+        return str(error)
+    return None
+
+
+def _secrets(args: EngineArgs) -> dict[str, str]:
+    """Variables of the calibration's environment: a command line is seen by all."""
+    return {"HF_TOKEN": args.hf_token} if isinstance(args.hf_token, str) else {}
 
 
 def _warn_uniform(options: CompressionOptions, reason: str) -> None:
@@ -127,7 +150,9 @@ def _arguments(path: Path, options: CompressionOptions, args: EngineArgs) -> lis
     ]  # fmt: skip
 
 
-def _calibrate(path: Path, arguments: list[str], model: str) -> None:
+def _calibrate(
+    path: Path, arguments: list[str], model: str, environment: Mapping[str, str]
+) -> None:
     """Run `tangram calibrate`; its output goes to a file, which is kept if it fails."""
     log = path.with_suffix(".log")
     logger.info(
@@ -137,21 +162,25 @@ def _calibrate(path: Path, arguments: list[str], model: str) -> None:
         log,
     )
     begun = time.monotonic()
-    command = [sys.executable, "-m", "tangram", "calibrate", *arguments]
     try:
         output = open_beside(log)
     except OSError as error:
         raise ConfigurationError(
             f"{log} cannot be written ({error}): remove it. {_REMEDIES.format(model=model)}"
         ) from error
-    with output, ended_by_sigterm():
-        process: Any = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
+    command = [sys.executable, "-m", "tangram", "calibrate", *arguments]
+    streams: Any = {"stdout": output, "stderr": subprocess.STDOUT}
+    try:
+        with output, child(command, environment, **streams) as process:
             code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+    except KeyboardInterrupt:
+        code = _STOPPED
+    if code in (
+        _STOPPED,
+        -signal.SIGINT,
+    ):  # Ctrl-C reaches the command as well, and may end it first
+        logger.warning("calibrating was stopped: the next start goes on from there")
+        raise SystemExit(_STOPPED)
     if code != 0 or not path.is_file():
         said = complaint(log.read_text(errors="replace")) or "it named no error"
         raise ConfigurationError(

@@ -81,6 +81,7 @@ class Families:
     retained_rows: Gauge
     retained_bytes: Gauge
     saved_bytes: Gauge
+    cached_saved_bytes: Gauge
     layout_info: Gauge
     chunks_sealed: Counter
     refused_requests: Counter
@@ -101,6 +102,10 @@ class Families:
             saved_bytes=_gauge(
                 "saved_bytes",
                 "Full KV of the running requests' tokens less the blocks that they hold.",
+            ),
+            cached_saved_bytes=_gauge(
+                "cached_saved_bytes",
+                "Full KV of the tokens that requests and the prefix cache keep less their blocks.",
             ),
             layout_info=_gauge(
                 "layout_info", "What the KV cache is compressed to; always 1.", *LAYOUT_LABELS
@@ -146,6 +151,7 @@ class EngineMetrics:
         self._retained_rows = families.retained_rows.labels(*labels)
         self._retained_bytes = families.retained_bytes.labels(*labels)
         self._saved_bytes = families.saved_bytes.labels(*labels)
+        self._cached_saved_bytes = families.cached_saved_bytes.labels(*labels)
         self._chunks_sealed = families.chunks_sealed.labels(*labels)
         families.block_bytes.labels(*labels).set(g.block_bytes)
         families.layout_info.labels(
@@ -172,6 +178,8 @@ class EngineMetrics:
         self._retained_rows.set(rows)
         self._retained_bytes.set(g.rows_bytes(rows))
         self._saved_bytes.set(g.saved_bytes(counts.blocks, counts.tail_tokens))
+        kept = g.full_bytes(counts.kept_tokens) - g.pool_bytes(counts.kept_blocks)
+        self._cached_saved_bytes.set(kept)
         self._chunks_sealed.inc(counts.new_chunks)
         self._chunks += counts.new_chunks
         if counts.drift is not None and self._drift_sampled is not None:

@@ -42,7 +42,6 @@ REVIEWED = {
     "_replace": "of our named tuples",
     "add": "of sets",
     "block_table": "of our metadata",
-    "blocks": "of our counts and metrics",
     "clone": "of tensors",
     "cpu": "of tensors",
     "default": "of the fields of a dataclass",

@@ -1,5 +1,7 @@
 """What the managers of the cache groups let others find, and what they count as needed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from vllm import SamplingParams
@@ -12,6 +14,7 @@ from vllm.v1.request import Request
 
 from benchmarks.serving import simulate
 from benchmarks.serving.sides import find_model
+from tangram.vllm_plugin.core.counts import count_blocks, count_kept
 from tangram.vllm_plugin.core.specs import RecentSpec, SealedSpec
 from tests.kernels.inputs import make_geometry
 
@@ -161,3 +164,27 @@ def test_priorities_take_a_prompt_out_of_the_step(spare, planned, hit, tmp_path)
     assert scheduler.schedule().num_scheduled_tokens == planned
     other = Request("other", PROMPT, SamplingParams(), None, block_hasher=engine._hasher)
     assert manager.get_computed_blocks(other)[1] == hit
+
+
+def test_what_is_kept_is_what_requests_hold_and_others_would_find(manager):
+    """The gauge of bytes saved was 0 whenever no request ran."""
+    scheduler = SimpleNamespace(kv_cache_manager=manager, running=[])
+    assert count_kept(scheduler, count_blocks(scheduler)) == (0, 0)
+    request = prompt("first")
+    manager.allocate_slots(request, 500)
+    request.num_computed_tokens = 500
+    scheduler.running = [request]
+    counts = count_blocks(scheduler)
+    assert count_kept(scheduler, counts) == (500, counts.blocks.total)
+
+    manager.free(request)
+    scheduler.running = []
+    counts = count_blocks(scheduler)
+    assert counts.blocks.total == 0
+    tokens, blocks = count_kept(scheduler, counts)
+    assert tokens == found(manager, "other") == 448
+    assert blocks > 448 // CHUNK, "the window before a boundary is cached raw, too"
+    assert blocks <= len(manager.block_pool.cached_block_hash_to_block)
+
+    assert manager.reset_prefix_cache()
+    assert count_kept(scheduler, count_blocks(scheduler)) == (0, 0)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.metrics.stats import SchedulerStats
 
+from tangram.vllm_plugin.core import counts
 from tangram.vllm_plugin.core.counts import STATS_KEY, CacheCounts, SealedCounts, take_counts
 
 requests = st.lists(st.lists(st.integers(0, 8), unique=True, max_size=5), max_size=6)
@@ -46,3 +47,28 @@ def test_statistics_of_a_connector_are_left_alone():
     stats = SchedulerStats(kv_connector_stats={"transfers": 3})
     assert take_counts(stats) is None
     assert stats.kv_connector_stats == {"transfers": 3}
+
+
+def test_every_block_is_looked_at_when_the_engine_is_idle_and_seldom_else(monkeypatch):
+    now, looked = [100.0], []
+    scheduler = SimpleNamespace(running=["r"], vllm_config=None)
+    sealed = SealedCounts(_drift=SimpleNamespace(read=lambda: None))
+    monkeypatch.setattr(counts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(counts, "_sealed_counts", lambda _: sealed)
+    monkeypatch.setattr(counts, "count_blocks", lambda _: CacheCounts(0, 0, 0, 0, 9, 0, 0))
+    monkeypatch.setattr(
+        counts, "count_kept", lambda *_: looked.append(now[0]) or (len(looked), 2 * len(looked))
+    )
+    make_stats = counts._make_stats(lambda _: SchedulerStats())
+
+    def kept(at, running):
+        now[0], scheduler.running = at, running
+        told = take_counts(make_stats(scheduler))
+        return told and (told.kept_tokens, told.kept_blocks)
+
+    assert kept(100.0, ["r"]) == (1, 2)
+    assert kept(100.1, ["r"]) is None
+    assert kept(101.0, ["r"]) == kept(104.0, ["r"]) == (1, 2)
+    assert kept(105.0, ["r"]) == (2, 4)
+    assert kept(105.1, []) == (3, 6)
+    assert looked == [100.0, 105.0, 105.1]

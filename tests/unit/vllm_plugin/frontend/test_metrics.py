@@ -63,6 +63,14 @@ def test_counts_become_metrics_of_their_engine():
     assert value("chunks_sealed_total", "0") == 0
 
 
+def test_what_the_prefix_cache_saves_is_told_without_any_request():
+    logger, g = CompressionLogger(config(), [0]), PLAN.geometry
+    idle = CacheCounts(0, 0, 0, 0, 99, 0, 0, kept_tokens=7 * 64, kept_blocks=9)
+    logger.record(stats(idle), None)
+    assert value("saved_bytes") == 0
+    assert value("cached_saved_bytes") == 7 * 64 * g.token_bytes - 9 * g.block_bytes
+
+
 def test_the_layout_is_told_by_labels():
     CompressionLogger(config(), [0])
     labels = {"scorer": PLAN.scorer_name, "level": "uniform", "ratio": "0.25", "chunk_size": "64"}

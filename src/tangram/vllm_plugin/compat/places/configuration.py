@@ -65,9 +65,9 @@ HOOKS: tuple[Hook, ...] = (
         "arguments of calibration",
         _ARGS,
         "a profile is calibrated from the same weights and tokenizer as are served",
-        "code_revision config_format download_dir dtype hf_config_path hf_overrides load_format "
-        "model_loader_extra_config quantization revision tokenizer tokenizer_mode "
-        "tokenizer_revision trust_remote_code",
+        "code_revision config_format download_dir dtype hf_config_path hf_overrides hf_token "
+        "load_format model_impl model_loader_extra_config quantization revision tokenizer "
+        "tokenizer_mode tokenizer_revision trust_remote_code",
         upstream="further arguments that decide which weights are loaded",
         until=_READ,
     ),
