@@ -207,9 +207,15 @@ def _named(path: str | None) -> Iterator[None]:
 
 def plan_of(additional_config: object) -> CompressionPlan | None:
     """The plan in vLLM's `additional_config`; None when compression is off."""
+    if not has_plan(additional_config):
+        return None
+    config: Any = additional_config
+    return CompressionPlan.from_json(config[CONFIG_KEY]["plan"])
+
+
+def has_plan(additional_config: object) -> bool:
+    """Whether there is a plan in vLLM's `additional_config`: cheap enough for every step."""
     if not isinstance(additional_config, dict):
-        return None
+        return False
     plain = additional_config.get(CONFIG_KEY)
-    if not isinstance(plain, dict) or "plan" not in plain:
-        return None
-    return CompressionPlan.from_json(plain["plan"])
+    return isinstance(plain, dict) and "plan" in plain

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tangram.plan.compression_plan import plan_of
+from tangram.plan.compression_plan import has_plan
 from tangram.vllm_plugin.compat.override import override
 
 
@@ -25,7 +25,7 @@ def _sample_tokens(original: Callable) -> Callable:
     """
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if plan_of(self.vllm_config.additional_config) is None:
+        if not has_plan(self.vllm_config.additional_config):
             return original(self, *args, **kwargs)
         generators = self.input_batch.generators
         discarded = np.flatnonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])
