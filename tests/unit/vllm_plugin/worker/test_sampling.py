@@ -27,7 +27,7 @@ def seen(monkeypatch):
             raise RuntimeError("no sample")
         return dict(runner.input_batch.generators)
 
-    monkeypatch.setattr(sampling, "plan_of", lambda config: config.get("plan"))
+    monkeypatch.setattr(sampling, "has_plan", lambda config: config.get("plan"))
     return sampling._sample_tokens(original)
 
 
