@@ -32,8 +32,8 @@ from tangram.kernels.decode.kernel import (
     LaunchConfig,
     decode_attention,
     launch_config,
-    schedule,
 )
+from tangram.kernels.decode.schedule_kernel import schedule
 from tests.kernels.inputs import TOLERANCE, Pool, make_stack, relative_error
 
 

@@ -26,6 +26,7 @@ from benchmarks.kernels import bench_prefill, bench_seal, common  # noqa: E402
 from benchmarks.kernels.budgets import BUDGETS, make_benchmark_geometry  # noqa: E402
 from benchmarks.kernels.prefill_step import DTYPE, Ours, Step  # noqa: E402
 from tangram.kernels.decode import kernel as decode  # noqa: E402
+from tangram.kernels.decode import schedule_kernel as schedule  # noqa: E402
 from tangram.kernels.flash import kernel as flash  # noqa: E402
 from tangram.kernels.launch import Remembering  # noqa: E402
 from tangram.kernels.prefill import choose_blocks  # noqa: E402
@@ -36,7 +37,7 @@ from tangram.kernels.store_queries import kernel as store_queries  # noqa: E402
 from tests.kernels import test_decode  # noqa: E402
 
 CALLS, REPEATS = 36, 20
-MODULES = (decode, flash, prefill, seal, store, store_queries)
+MODULES = (decode, schedule, flash, prefill, seal, store, store_queries)
 
 
 @contextmanager

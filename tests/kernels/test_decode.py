@@ -93,7 +93,8 @@ def make_case(
 
 
 def launch(case, **config):
-    from tangram.kernels.decode.kernel import LaunchConfig, decode_attention, schedule
+    from tangram.kernels.decode.kernel import LaunchConfig, decode_attention
+    from tangram.kernels.decode.schedule_kernel import schedule
 
     query, view = case.inputs
     schedule(view, len(query), case.tables, case.workspace)

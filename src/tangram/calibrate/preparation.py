@@ -14,7 +14,7 @@ from tangram.arguments import check_output
 from tangram.budgets import allocate
 from tangram.calibrate import Sample, held_back
 from tangram.calibrate.texts.sample_sets import load_samples, load_tokenizer
-from tangram.engines.arguments import check_engine_arguments
+from tangram.engines.engine_arguments import check_engine_arguments
 from tangram.errors import BudgetError, ConfigurationError, UnsupportedError
 from tangram.geometry import Geometry
 from tangram.installed import is_cpu_build

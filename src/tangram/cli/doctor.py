@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tangram.arguments import Parser
 from tangram.cli.findings import Finding, conclude, print_findings
-from tangram.cli.served import served
+from tangram.cli.server_findings import served
 from tangram.errors import ConfigurationError, TangramError
 from tangram.installed import VLLM_DISTRIBUTIONS, machine, version_of, versions
 from tangram.printable import cut

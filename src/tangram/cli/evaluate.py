@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from tangram.arguments import check_output
 from tangram.cli.evaluate_options import parameters_by_scorer, parser
 from tangram.cli.evaluate_report import print_tables, report_console
-from tangram.engines.arguments import check_engine_arguments
+from tangram.engines.engine_arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
 from tangram.evaluate.cells import Grid, Setting, make_engine, make_settings, play_scripts
 from tangram.evaluate.chat import ChatFormat

@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 
-from tangram.engines.arguments import named_refusals
+from tangram.engines.engine_arguments import named_refusals
 from tangram.engines.process import free_memory, in_this_process
 from tangram.errors import UnsupportedError
 from tangram.geometry import LayerMap

@@ -10,7 +10,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 
-from tangram.engines.arguments import named_refusals
+from tangram.engines.engine_arguments import named_refusals
 from tangram.engines.llm import LLM
 from tangram.engines.process import SWITCH, free_memory, in_this_process
 from tangram.engines.swapping import swap_budgets

@@ -27,9 +27,9 @@ def schedule(view: CacheView, batch: int, tables: DecodeTables, workspace: Decod
         workspace: of the calls of `decode_attention` that follow.
     """
     if view.seq_lens.is_cuda:
-        from tangram.kernels.decode import kernel
+        from tangram.kernels.decode import schedule_kernel
 
-        kernel.schedule(view, batch, tables, workspace)
+        schedule_kernel.schedule(view, batch, tables, workspace)
 
 
 def decode_attention(

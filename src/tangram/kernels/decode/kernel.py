@@ -4,9 +4,9 @@ The work of a layer is one line of units of equal bytes (`tables.py`): request b
 request head set by head set, a head set's sealed rows and then its raw tokens. Every program takes
 an equal, contiguous part of the line, whatever the lengths. A part is pieces of head sets: those
 that lie in it whole are done; of the first and the last one others may hold the rest, so that a
-program leaves at most two parts of results, and a second kernel combines them. `_schedule`, once a
-step and for all layers, finds where every program's part begins. Grids depend on the device and the
-model alone, so that a captured graph serves any lengths.
+program leaves at most two parts of results, and a second kernel combines them. Where every
+program's part begins is found once a step and for all layers (`schedule_kernel.py`). Grids depend
+on the device and the model alone, so that a captured graph serves any lengths.
 
 Heads lie side by side in a page, so that a tile is one piece of memory; a query's scores with other
 heads' rows are masked, and cost nothing, since a matrix instruction has 16 query rows anyway.
@@ -29,22 +29,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tangram.kernels.cache_view import CacheView
+from tangram.kernels.decode.schedule_kernel import FIRST_HEAD, LINE_AT, STARTS
 from tangram.kernels.decode.tables import (
     MAX_QUERY_HEADS,
-    START_COLUMNS,
     TILE_BYTES,
-    Column,
     DecodeTables,
     DecodeWorkspace,
     reciprocal,
 )
 from tangram.kernels.launch import remember_compiled
-from tangram.kernels.sizes import HEAD_SIZES, power_of_two
+from tangram.kernels.sizes import HEAD_SIZES
 
 LOG2_E = 1.4426950408889634
-FIRST_HEAD = tl.constexpr(Column.FIRST_HEAD)
-STARTS = tl.constexpr(START_COLUMNS)
-LINE_AT = tl.constexpr(5)  # integers of a start before the line of its head set
 MAX_LINES = tl.constexpr(MAX_QUERY_HEADS)
 
 
@@ -83,100 +79,6 @@ def _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL: tl.constexpr):
     """Chunk of every row, recent block of every position: index into the table of blocks."""
     divisor = tl.where(is_raw, tl.full([], RAW_RECIPROCAL, tl.uint32), reciprocal)
     return tl.umulhi(rows.to(tl.uint32), divisor).to(tl.int32)
-
-
-@triton.jit
-def _find(at, begins, seq_lens, pages_before, skipped_before, C, W, P, SETS: tl.constexpr):
-    """Request, its length, head set, and both ends of that, of units [n] of a layer's line."""
-    requests = tl.arange(0, begins.shape[0])
-    is_begun = begins[None, :] <= at[:, None]
-    request = tl.sum(is_begun.to(tl.int32), 1) - 1
-    request_begin = tl.max(tl.where(is_begun, begins[None, :], 0), 1)
-    seq_len = tl.sum(tl.where(requests[None, :] == request[:, None], seq_lens[None, :], 0), 1)
-    chunks = tl.maximum(seq_len - 1, 0) // C
-    raw = tl.cdiv(seq_len - tl.maximum(chunks * C - W, 0), P)
-    sets = tl.arange(0, pages_before.shape[0])
-    set_begins = chunks[:, None] * pages_before[None, :] + raw[:, None] * sets[None, :]
-    set_begins -= tl.where(chunks[:, None] > 0, skipped_before[None, :], 0)
-    set_begins += request_begin[:, None]
-    is_begun = (set_begins <= at[:, None]) & (sets < SETS)[None, :]
-    head_set = tl.sum(is_begun.to(tl.int32), 1) - 1
-    begin = tl.max(tl.where(is_begun, set_begins, 0), 1)
-    end = tl.max(tl.where(sets[None, :] == head_set[:, None] + 1, set_begins, 0), 1)
-    return request, seq_len, head_set, begin, end
-
-
-@remember_compiled
-@triton.jit(do_not_specialize=["num_requests", "num_programs"])
-def _schedule(
-    seq_lens_ptr,  # [num_requests] int32
-    head_sets_ptr,  # [layers, SETS + 1, FIRST_HEAD + HEADS] int32
-    starts_ptr,  # [layers, num_programs, STARTS] int32
-    cut_ptr,  # [layers, num_programs, 4] int32
-    num_requests,
-    num_programs,
-    C: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    HEADS: tl.constexpr,
-    SETS: tl.constexpr,
-    SETS_PAD: tl.constexpr,
-    REQUESTS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-):
-    """Where the parts of a layer's line begin, of some programs."""
-    COLUMNS: tl.constexpr = FIRST_HEAD + HEADS
-    layer = tl.program_id(0)
-    head_sets_ptr += layer * (SETS + 1) * COLUMNS
-    requests = tl.arange(0, REQUESTS)
-    seq_lens = tl.load(seq_lens_ptr + requests, requests < num_requests, 0)
-    sets = tl.arange(0, SETS_PAD)
-    sums = head_sets_ptr + sets * COLUMNS + 5
-    pages_before = tl.load(sums, sets <= SETS, 0)
-    skipped_before = tl.load(sums + 1, sets <= SETS, 0)
-    all_pages = tl.sum(tl.where(sets == SETS, pages_before, 0))
-    all_skipped = tl.sum(tl.where(sets == SETS, skipped_before, 0))
-    chunks = tl.maximum(seq_lens - 1, 0) // C
-    raw = tl.cdiv(seq_lens - tl.maximum(chunks * C - W, 0), P)
-    took = chunks * all_pages - tl.where(chunks > 0, all_skipped, 0) + raw * SETS
-    took = tl.where(seq_lens > 0, took, 0)
-    ends = tl.cumsum(took, 0)
-    begins = ends - took
-    units = tl.max(ends)
-
-    # The first `more` programs have a unit more than the others.
-    each, more = units // num_programs, units % num_programs
-    program = tl.program_id(1) * PROGRAMS + tl.arange(0, PROGRAMS)
-    low = program * each + tl.minimum(program, more)
-    count = each + (program < more).to(tl.int32)
-    request, seq_len, head_set, begin, end = _find(
-        low, begins, seq_lens, pages_before, skipped_before, C, W, P, SETS
-    )
-    own = program < num_programs
-    line = layer * num_programs + program
-    start = starts_ptr + line * STARTS
-    tl.store(start, request, own)
-    tl.store(start + 1, seq_len, own)
-    tl.store(start + 2, low - begin, own)
-    tl.store(start + 3, count, own)
-    tl.store(start + 4, head_set, own)
-    for column in tl.static_range(COLUMNS):
-        known = tl.load(head_sets_ptr + head_set * COLUMNS + column, own, 0)
-        tl.store(start + LINE_AT + column, known, own)
-
-    # The head set that a part ends in, if the part has its beginning and not its end.
-    last = low + tl.maximum(count, 1) - 1
-    request, seq_len, head_set, begin, end = _find(
-        last, begins, seq_lens, pages_before, skipped_before, C, W, P, SETS
-    )
-    is_cut = (count > 0) & (begin >= low) & (end > low + count)
-    cut = cut_ptr + line * 4
-    tl.store(cut, tl.where(is_cut, request, -1), own)
-    tl.store(cut + 1, head_set, own)
-    tl.store(cut + 2, (begin > low).to(tl.int32), own)
-    unit, long = end - 1, more * (each + 1)
-    holder = tl.where(unit < long, unit // (each + 1), more + (unit - long) // tl.maximum(each, 1))
-    tl.store(cut + 3, holder - program + 1, own)
 
 
 @triton.jit
@@ -423,30 +325,6 @@ def _combine(
 def _launches_ahead(device: torch.device) -> bool:
     """Whether a kernel may be launched while the one that it waits for still runs."""
     return torch.cuda.get_device_capability(device)[0] >= 9
-
-
-def schedule(view: CacheView, batch: int, tables: DecodeTables, workspace: DecodeWorkspace) -> None:
-    """Launch; see `tangram.kernels.decode.schedule`."""
-    g, programs = tables.geometry, workspace.num_programs
-    requests = power_of_two(batch)
-    block = max(1, min(16, 4096 // requests))
-    _schedule[(g.num_layers, -(-programs // block))](
-        view.seq_lens,
-        tables.head_sets,
-        workspace.starts,
-        workspace.cut,
-        batch,
-        programs,
-        C=g.chunk_size_tokens,
-        W=g.window_size_tokens,
-        P=g.page_size_rows,
-        HEADS=tables.heads_per_program,
-        SETS=tables.num_head_sets,
-        SETS_PAD=power_of_two(tables.num_head_sets + 1),
-        REQUESTS=requests,
-        PROGRAMS=block,
-        num_warps=4,
-    )
 
 
 def decode_attention(
