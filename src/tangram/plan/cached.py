@@ -11,7 +11,7 @@ from tangram.errors import ConfigurationError, ProfileError
 from tangram.plan.compression_plan import group_size
 from tangram.plan.models import bundled_model, is_bundled
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
-from tangram.profile import ModelIdentity
+from tangram.profile import ModelIdentity, Profile
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
 from tangram.scorers import DEFAULT_SCORER
 
@@ -80,6 +80,19 @@ def cached_profile(
     )
 
 
+def profile_problem(path: Path, options: CompressionOptions, identity: ModelIdentity) -> str | None:
+    """Why there is no profile of this model and scorer to take at a path; None if there is."""
+    try:
+        Profile.load(path).check(
+            model=identity,
+            scorer_name=options.scorer.name,
+            scorer_parameters=options.scorer.parameters(),
+        )
+    except ProfileError as error:
+        return str(error)
+    return None
+
+
 def with_cached_profile(
     options: CompressionOptions, model: str, identity: ModelIdentity
 ) -> tuple[CompressionOptions, str]:
@@ -96,9 +109,10 @@ def with_cached_profile(
         return none, ""
     try:
         path = cached_profile(options, _folder(model), identity)
-        if path.is_file():
+        problem = profile_problem(path, options, identity)
+        if problem is None:
             return replace(options, compression_profile=str(path)), ""
-        reason = "no profile of it is cached yet"
+        reason = problem if path.exists() else "no profile of it is cached yet"
     except ProfileError as error:
         reason = f"its weights are not here ({error})"
     return (

@@ -122,6 +122,9 @@ def test_the_profile_that_a_server_would_take_by_itself(tmp_path, monkeypatch, c
     assert (after["level"], after["profile"]) == ("measured", str(cached))
     assert after["compressed"]["block_bytes"] == before["compressed"]["block_bytes"]
     assert "calibrate" not in capsys.readouterr().out
+    cached.write_bytes(b"")
+    assert plan_json(model, tmp_path, *flags)["level"] == "uniform", "an empty file is none"
+    assert "no readable profile" in " ".join(capsys.readouterr().out.split())
 
     none, uniform = ("--compression-profile", "none"), ("--compression-level", "uniform")
     for nothing in (none, uniform, ("--compression-profile", "auto", *uniform)):

@@ -21,11 +21,12 @@ from tangram.plan.cached import (
     cached_profile,
     calibrate_arguments,
     needs_profile,
+    profile_problem,
     without_profile,
 )
 from tangram.plan.compression_plan import group_size, make_plan
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions, flag_value
-from tangram.profile import ModelIdentity, Profile
+from tangram.profile import ModelIdentity
 from tangram.profile.cache import locked, open_beside
 
 logger = logging.getLogger("vllm.tangram")
@@ -86,27 +87,14 @@ def resolve_profile(
             f"no profile can be kept for {args.model}: {error}. "
             f"{_REMEDIES.format(model=args.model)}"
         ) from error
-    if _problem(path, options, model):
+    if profile_problem(path, options, model):
         with locked(path, lambda: logger.info("waiting for another process to calibrate %s", path)):
-            if problem := _problem(path, options, model):
+            if problem := profile_problem(path, options, model):
                 if path.exists():
                     logger.warning("%s is calibrated again, and replaced: %s", path, problem)
                 arguments = [*_arguments(path, options, args), *calibrate_arguments()]
                 _calibrate(path, arguments, args.model, _secrets(args))
     return replace(options, compression_profile=str(path))
-
-
-def _problem(path: Path, options: CompressionOptions, model: ModelIdentity) -> str | None:
-    """Why there is no profile to take at `path`; None if there is."""
-    try:
-        Profile.load(path).check(
-            model=model,
-            scorer_name=options.scorer.name,
-            scorer_parameters=options.scorer.parameters(),
-        )
-    except ProfileError as error:
-        return str(error)
-    return None
 
 
 def _secrets(args: EngineArgs) -> dict[str, str]:

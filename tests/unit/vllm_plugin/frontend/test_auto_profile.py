@@ -11,6 +11,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tangram.bundled import recall_model_path
 from tangram.errors import ConfigurationError
+from tangram.plan.cached import profile_problem
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity, Profile
 from tangram.vllm_plugin.frontend import auto_profile
@@ -80,17 +81,17 @@ def test_only_a_profile_of_this_model_and_scorer_is_taken_from_the_cache(tmp_pat
         chunk_size_tokens=256, window_size_tokens=32, n_sink_tokens=4,
     )  # fmt: skip
     profile.save(path)
-    assert auto_profile._problem(path, options, model) is None
+    assert profile_problem(path, options, model) is None
     whole = path.read_bytes()
     for damaged, said in ((b"", "no readable profile"), (whole[:-9], "no readable profile")):
         path.write_bytes(damaged)
-        assert said in auto_profile._problem(path, options, model)
+        assert said in profile_problem(path, options, model)
     replace(profile, scorer_name="tova").save(path)
-    assert "another scorer" in auto_profile._problem(path, options, model)
+    assert "another scorer" in profile_problem(path, options, model)
     replace(profile, model=replace(model, num_layers=3)).save(path)
-    assert "another model" in auto_profile._problem(path, options, model)
+    assert "another model" in profile_problem(path, options, model)
     path.unlink()
-    assert "no readable profile" in auto_profile._problem(path, options, model)
+    assert "no readable profile" in profile_problem(path, options, model)
 
 
 def test_an_unusable_file_in_the_cache_is_calibrated_again(tmp_path, monkeypatch, caplog):
