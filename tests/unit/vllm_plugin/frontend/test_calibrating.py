@@ -11,6 +11,14 @@ from tangram.errors import ConfigurationError
 from tangram.vllm_plugin.frontend import auto_profile
 
 
+@pytest.fixture(autouse=True)
+def a_terminal_s_signals():
+    """Ctrl-C as a terminal's process has it: a run in the background is given SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Has a shell script run in the place of this interpreter."""
