@@ -149,9 +149,8 @@ class DeviceKernels:
     def _load_schedules(self, step: LayerStep) -> None:
         """Load what finds shares, which is compiled for powers of two of requests."""
         largest = power_of_two(max(self._batch_sizes))
-        lengths = step.view.seq_lens.new_zeros(largest)
+        view = step.view._replace(seq_lens=step.view.seq_lens.new_zeros(largest))
         for exponent in range(largest.bit_length()):
-            view = step.view._replace(seq_lens=lengths)
             schedule(view, 1 << exponent, self._tables, self._workspace)
 
     def cut(self, host: HostStep) -> None:
