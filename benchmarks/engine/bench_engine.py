@@ -5,7 +5,8 @@
 A model's shape with random weights; budgets of real heads from FILE, or of heads of the same
 spread. Answers of the recall model are checked first (not with `--no-gate`, for a run right after
 `check_device.py`). Every engine runs in a process of its own, one after the other: `stock` is vLLM
-with the plugin installed and none of its flags, `absent` is vLLM that does not load the plugin.
+with the plugin installed and none of its flags, `stock-full` the same with full CUDA graphs
+for every step that a graph serves, `absent` is vLLM that does not load the plugin.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from benchmarks.engine.shapes import CONFIGS, compression_options, write_model
 from benchmarks.engine.side import MARK
 from benchmarks.kernels.budgets import BUDGETS
 from benchmarks.kernels.common import provenance, write_line
+from benchmarks.loads import draw
 
+UNEVEN = "1x128K-31x2K"
+FOLLOW_UPS = tuple((cached, decodes) for cached in (8192, 47104) for decodes in (0, 16, 48))
 DECODE_POINTS = ((4, 32768), (16, 32768), (64, 8192))
 CONTEXT = 32768
 
@@ -75,6 +79,7 @@ def make_jobs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {
         "stock": stock,
         "absent": stock,
+        "stock-full": {**stock, "engine": {"compilation_config": {"cudagraph_mode": "FULL"}}},
         "tangram": {**common, "tasks": tasks(wanted, args, share=1), "compression": compression},
     }
 
@@ -94,10 +99,29 @@ def tasks(wanted: list[str], args: argparse.Namespace, share: float) -> list[dic
         for requests, context in DECODE_POINTS:
             key = f"decode {requests} x {context}"
             add("decode_step", key, requests=requests, context=int(context * share), repeats=3)
+    if "uneven" in wanted:
+        lengths = draw(UNEVEN, args.seed)
+        if share < 1:
+            lengths = tuple(mean_rows(length, share) for length in lengths)
+        add("uneven_decode_step", f"decode {UNEVEN}", lengths=lengths, repeats=3)
+    if "follow_up" in wanted:
+        for cached, decodes in FOLLOW_UPS:
+            key = f"follow-up {cached} beside {decodes}"
+            add("follow_up", key, cached=cached, new=214, decodes=decodes, repeats=9)
     if "throughput" in wanted:
         add("throughput", "throughput", requests=args.requests, tokens=CONTEXT, answer=512,
             turns=args.turns)  # fmt: skip
     return made
+
+
+def mean_rows(tokens: int, ratio: float, chunk_tokens: int = 256, window_tokens: int = 32) -> int:
+    """Rows that a query sees of a head on average, raw ones included, with that many tokens."""
+    chunks = (tokens - 1) // chunk_tokens
+    return (
+        round(chunks * chunk_tokens * ratio)
+        + tokens
+        - max(0, chunks * chunk_tokens - window_tokens)
+    )
 
 
 def run_side(name: str, job: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
@@ -138,7 +162,7 @@ def compare(sides: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             if name == "stock" or stock is None:
                 continue
             line: dict[str, Any] = {"side": name, "compare": key}
-            for field in ("tokens", "median_s", "step_ms"):
+            for field in ("tokens", "median_s", "median_ms", "step_ms"):
                 if field in ours and (field != "tokens" or key == "capacity"):
                     line[f"{field}_over_stock"] = round(ours[field] / stock[field], 4)
             if key == "throughput":
@@ -160,7 +184,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scorer", default="key_diff")
     made.add_argument("--ratio", type=float, default=0.25)
     made.add_argument("--what", default="capacity,first_token,decode_step")
-    made.add_argument("--sides", default="stock,tangram", help="of stock, tangram, absent")
+    made.add_argument(
+        "--sides", default="stock,tangram", help="of stock, stock-full, tangram, absent"
+    )
     made.add_argument("--requests", type=int, default=128, help="of the throughput run")
     made.add_argument("--turns", type=int, default=1, help="of the throughput run")
     made.add_argument("--max-model-len", type=int, default=36864)

@@ -48,6 +48,7 @@ class Side:
             **job.get("engine", {}),
         )
         self.start_s = time.monotonic() - started
+        self._requests, self._answered = 0, {}
         self._draw = np.random.default_rng(job["seed"])
         self.ask(self.prompts(8, 600), 40)  # whatever is compiled at first use
 
@@ -102,12 +103,72 @@ class Side:
         """
         prompts = self.prompts(requests, context - WARM_TOKENS // 2)
         self.ask(prompts, 1)
+        return self._steps(prompts, repeats)
+
+    def _steps(self, prompts: list[list[int]], repeats: int) -> dict[str, Any]:
+        """Of prompts that are cached."""
         steps = []
         for _ in range(repeats):
             stats = [output.metrics for output in self.ask(prompts, WARM_TOKENS + 1)]
             last = max(stats, key=lambda s: s.first_token_ts)
             steps.append((last.last_token_ts - last.first_token_ts) / WARM_TOKENS * 1e3)
         return {"step_ms": statistics.median(steps), "steps_ms": steps}
+
+    def uneven_decode_step(self, lengths: list[int], repeats: int) -> dict[str, Any]:
+        """Mean time of a step of one token for each of some requests of different lengths."""
+        prompts = [self.prompts(1, tokens - WARM_TOKENS // 2)[0] for tokens in lengths]
+        self.ask(prompts, 1)
+        return self._steps(prompts, repeats)
+
+    def follow_up(self, cached: int, new: int, decodes: int, repeats: int) -> dict[str, Any]:
+        """Time to the first token of next turns, each alone beside requests that decode.
+
+        A history is found in the cache as far as hits go: to a multiple of the chunk size with
+        compression, of the block size without. Histories end half a chunk behind one on average.
+        The requests that decode have 2,000 tokens, and are answered all the while.
+        """
+        extra = (112, 128)
+        histories = [self.prompts(1, cached + extra[index % 2])[0] for index in range(repeats + 1)]
+        self.ask(histories, 1)
+        running = [self._add(prompt, 4096) for prompt in self.prompts(decodes, 2000)]
+        for request in running:
+            self._step_until_answered(request)
+        times, found = [], []
+        for history, turn in zip(histories, self.prompts(repeats + 1, new), strict=True):
+            start = time.perf_counter()
+            output = self._step_until_answered(self._add(history + turn, 1))
+            times.append((time.perf_counter() - start) * 1e3)
+            found.append(output.num_cached_tokens)
+        if running:
+            self.llm.llm_engine.abort_request(running)
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.llm.llm_engine.step()
+        times = times[1:]  # the first one finds something cold
+        return {
+            "median_ms": statistics.median(times),
+            "times_ms": times,
+            "num_cached_tokens": found[1:],
+        }
+
+    def _add(self, prompt: list[int], max_tokens: int) -> str:
+        from vllm import SamplingParams
+
+        self._requests += 1
+        name = f"request-{self._requests}"  # what is returned is another name, of the engine's own
+        self.llm.llm_engine.add_request(
+            name,
+            {"prompt_token_ids": prompt},
+            SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, detokenize=False),
+        )
+        return name
+
+    def _step_until_answered(self, request: str) -> Any:
+        """Run the engine until a request has its first token."""
+        while True:
+            for output in self.llm.llm_engine.step():
+                self._answered[output.request_id] = output
+            if self._answered.get(request):
+                return self._answered[request]
 
     def throughput(self, requests: int, tokens: int, answer: int, turns: int) -> dict[str, Any]:
         """Output tokens a second with all requests at once, the first time and in later turns.

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.kernels import common
 from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry
+from benchmarks.loads import LOADS, draw
 from tangram.geometry import Geometry
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.decode import PROGRAMS_PER_SM, DecodeTables, DecodeWorkspace, reference
@@ -36,54 +36,6 @@ from tangram.kernels.decode.kernel import (
 from tangram.kernels.decode.schedule_kernel import schedule
 from tests.kernels.inputs import TOLERANCE, Pool, make_stack, relative_error
 
-
-class Drawn(NamedTuple):
-    """Log-normal lengths, drawn again where they leave their bounds."""
-
-    count: int
-    median: int
-    sigma: float
-    least: int
-    most: int
-
-    def draw(self, source: random.Random) -> list[int]:
-        """Lengths in tokens."""
-        lengths: list[int] = []
-        while len(lengths) < self.count:
-            length = round(source.lognormvariate(math.log(self.median), self.sigma))
-            if self.least <= length <= self.most:
-                lengths.append(length)
-        return lengths
-
-
-def equal(count: int, context_tokens: int) -> Drawn:
-    """Half a chunk more, so that there are as many raw tokens as on average."""
-    length = context_tokens + 128
-    return Drawn(count, length, 0.0, length, length)
-
-
-def mid(count: int) -> Drawn:
-    """Long conversations."""
-    return Drawn(count, 46_000, 0.45, 20_000, 100_000)
-
-
-def short(count: int) -> Drawn:
-    """Short ones."""
-    return Drawn(count, 6_500, 0.6, 1_500, 20_000)
-
-
-LOADS = {
-    "mid-48": (mid(48),),
-    "short-48": (short(48),),
-    "short-113": (short(113),),
-    "short-160": (short(160),),
-    "4x100K-60x4K": (equal(4, 100_000), Drawn(60, 4_000, 0.5, 1_000, 12_000)),
-    "1x128K-31x2K": (equal(1, 131_072), Drawn(31, 2_000, 0.5, 600, 6_000)),
-    "16x32K": (equal(16, 32_768),),
-    "100x8K": (equal(100, 8_192),),
-    "4x32K": (equal(4, 32_768),),
-}
-"""Batches by name, the uneven ones first."""
 FA3_SPLITS = (0, 32)  # its own choice, and vLLM's bound under CUDA graphs
 SWEEP = [
     (heads, LaunchConfig(tile, warps, stages))
@@ -93,12 +45,6 @@ SWEEP = [
         (1, 32, 2, 5), (1, 64, 4, 3), (1, 16, 1, 7),
     )
 ]  # fmt: skip
-
-
-def draw(load: str, seed: int) -> tuple[int, ...]:
-    """The lengths of a batch, the same for the same seed."""
-    source = random.Random(seed)
-    return tuple(length for part in LOADS[load] for length in part.draw(source))
 
 
 class Case(NamedTuple):
@@ -398,12 +344,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.config = LaunchConfig(*args.config) if args.config else None
-    loads = {
-        name: tuple(
-            length for part in LOADS[name] for length in part.draw(random.Random(args.seed))
-        )
-        for name in args.loads
-    }
+    loads = {name: draw(name, args.seed) for name in args.loads}
 
     geometries = {
         (model, budgets): make_benchmark_geometry(args.retention, model, budgets, seed=args.seed)
