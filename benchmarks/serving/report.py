@@ -132,7 +132,10 @@ def _place(line: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _order(line: dict[str, Any]) -> tuple[Any, ...]:
-    return (*_place(line), list(SIDES).index(line["side"]), line["ratio"] or 0)
+    """Sides as `SIDES` has them; those that are no longer offered come last."""
+    sides = list(SIDES)
+    side = sides.index(line["side"]) if line["side"] in sides else len(sides)
+    return (*_place(line), side, line["ratio"] or 0)
 
 
 def _names(line: dict[str, Any]) -> list[str]:
