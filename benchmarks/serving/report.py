@@ -174,16 +174,16 @@ def _unanswered(line: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of the driver.
+    """The lines of a file that a benchmark wrote.
 
     Raises:
-        ConfigurationError: it cannot be read, or a line is none of the driver's.
+        ConfigurationError: it cannot be read, or a line is no JSON object.
     """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{path} cannot be read ({error}): give files that the driver wrote with --out"
+            f"{path} cannot be read ({error}): give files that a benchmark wrote with --out"
         ) from error
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -192,7 +192,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"line {number} of {path} is no JSON object ({error}): take it out, or give files "
-                "that the driver wrote with --out"
+                "that a benchmark wrote with --out"
             ) from error
     return found
 
