@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.bars.figures import read_figures
+from benchmarks.bars.figures import Figure, read_figures
 from benchmarks.bars.table import MORE, RUNS, Bar
 
 
@@ -74,9 +74,9 @@ def judge(bars: Sequence[Bar], committed: Path, measured: Path) -> list[Judged]:
     found = []
     for bar in bars:
         file = RUNS[bar.run].file
-        was, now_is = past[file].get(bar.name), now[file].get(bar.name)
+        was, is_now = (figures[file].get(bar.name) for figures in (past, now))
         spread = max(bar.spread, was.spread if was else 0.0)
-        found.append(Judged(bar, was and was.value, now_is and now_is.value, spread))
+        found.append(Judged(bar, _value(was), _value(is_now), spread))
     return found
 
 
@@ -96,6 +96,10 @@ def table(found: Sequence[Judged]) -> str:
     counts = {word: sum(each.verdict is word for each in found) for word in Verdict}
     lines.append(", ".join(f"{n} {word.name.lower()}" for word, n in counts.items() if n))
     return "\n".join(lines)
+
+
+def _value(figure: Figure | None) -> float | None:
+    return None if figure is None else figure.value
 
 
 def _number(value: float | None) -> str:
