@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	@echo "The benchmarks are scripts in benchmarks/; run one with $(BIN)/python."
+	@echo "The benchmarks are scripts in benchmarks/; $(BIN)/python -m benchmarks.bars runs those of the docs."
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Does the GPU engine answer as it should? Run before any timing; prints one line a check.
 
-    python benchmarks/engine/check_device.py
+    python benchmarks/engine/check_device.py --out check.jsonl
 
 The bundled recall model in bfloat16: stock vLLM against ratio 1 (log-probabilities), CUDA graphs
 against eager steps, one request at a time against all at once, cached history against none, and the
@@ -13,17 +13,22 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
-from vllm import LLM, SamplingParams
+from vllm import LLM, SamplingParams  # noqa: E402
 
-import tangram
-from tangram.bundled import recall_model_path
-from tangram.conversations import is_right, make_conversation
+import tangram  # noqa: E402
+from benchmarks.kernels.common import provenance, write_line  # noqa: E402
+from tangram.bundled import recall_model_path  # noqa: E402
+from tangram.conversations import is_right, make_conversation  # noqa: E402
 
 CONTEXT_TOKENS = 3000
+SEED = 7_000_000
 GRAPHS_ONLY = {
     "mode": 0,
     "cudagraph_mode": "FULL_DECODE_ONLY",
@@ -103,19 +108,23 @@ def main() -> int:
     parser.add_argument(
         "--brief", action="store_true", help="only answers at ratio 0.5, with graphs"
     )
+    parser.add_argument("--out", type=Path, help="JSON lines are appended there, one a check")
     args = parser.parse_args()
     conversations = [
-        make_conversation(7_000_000 + i, CONTEXT_TOKENS, facts=40, turns=TURNS)
+        make_conversation(SEED + i, CONTEXT_TOKENS, facts=40, turns=TURNS)
         for i in range(args.conversations)
     ]
     if args.brief:
         return brief(conversations)
     failures = 0
 
-    def report(name: str, ok: bool, figures: str) -> None:
+    def report(name: str, ok: bool, text: str, **figures: float) -> None:
         nonlocal failures
         failures += not ok
-        print(f"{'ok  ' if ok else 'FAIL'} {name}: {figures}", flush=True)
+        print(f"{'ok  ' if ok else 'FAIL'} {name}: {text}", flush=True)
+        if args.out:
+            line = {"benchmark": "check_device", "check": name, "ok": ok, **figures}
+            write_line(args.out, provenance(SEED) | line)
 
     stock = engine(compressed=False, enforce_eager=True)
     tokenizer = stock.get_tokenizer()
@@ -127,7 +136,7 @@ def main() -> int:
     prompts = [p[:n] for p, n in zip(prompts, lengths, strict=False)] + prompts[len(lengths) :]
     expected = ask(stock, prompts, 24)
     full = accuracy(stock, conversations)
-    report("stock answers", full > 0.97, f"{full:.3f} right")
+    report("stock answers", full > 0.97, f"{full:.3f} right", right=full)
     del stock
 
     for scorer in args.scorers.split(","):
@@ -139,7 +148,7 @@ def main() -> int:
         right = accuracy(whole, conversations)
         report(f"{scorer} ratio 1 as stock", right > full - 0.01 and worst < 0.5,
                f"{equal:.2f} of the answers equal, first log-probability within {worst:.3f}, "
-               f"{right:.3f} right")  # fmt: skip
+               f"{right:.3f} right", right=right, equal=equal)  # fmt: skip
         del whole
         options = {"compression_ratio": 0.5, "compression_scorer": scorer, "page_group_size": 1}
         how = {} if scorer == args.compiled else {"compilation_config": GRAPHS_ONLY}
@@ -161,10 +170,11 @@ def main() -> int:
             equal, worst = close(answers, reference)
             report(f"{scorer} {name}", worst < 0.5,
                    f"{equal:.2f} of 300-token answers equal, first log-probability within "
-                   f"{worst:.3f}")  # fmt: skip
+                   f"{worst:.3f}", equal=equal)  # fmt: skip
         report(f"{scorer} ratio 0.5", abs(right - eager_right) < 0.03,
                f"{right:.3f} right with graphs, {eager_right:.3f} eager; "
-               f"{time.monotonic() - started:.0f} s")  # fmt: skip
+               f"{time.monotonic() - started:.0f} s",
+               right=right, right_eager=eager_right)  # fmt: skip
     return 1 if failures else 0
 
 

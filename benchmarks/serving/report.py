@@ -132,7 +132,10 @@ def _place(line: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _order(line: dict[str, Any]) -> tuple[Any, ...]:
-    return (*_place(line), list(SIDES).index(line["side"]), line["ratio"] or 0)
+    """Sides as `SIDES` has them; those that are no longer offered come last."""
+    sides = list(SIDES)
+    side = sides.index(line["side"]) if line["side"] in sides else len(sides)
+    return (*_place(line), side, line["ratio"] or 0)
 
 
 def _names(line: dict[str, Any]) -> list[str]:
@@ -171,16 +174,16 @@ def _unanswered(line: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of the driver.
+    """The lines of a file that a benchmark wrote.
 
     Raises:
-        ConfigurationError: it cannot be read, or a line is none of the driver's.
+        ConfigurationError: it cannot be read, or a line is no JSON object.
     """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{path} cannot be read ({error}): give files that the driver wrote with --out"
+            f"{path} cannot be read ({error}): give files that a benchmark wrote with --out"
         ) from error
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -189,7 +192,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"line {number} of {path} is no JSON object ({error}): take it out, or give files "
-                "that the driver wrote with --out"
+                "that a benchmark wrote with --out"
             ) from error
     return found
 

@@ -248,6 +248,16 @@ def test_the_report_tells_servers_of_one_side_by_what_they_were_given(bench, tmp
     ]
 
 
+def test_the_report_shows_a_side_that_is_no_longer_offered(bench, tmp_path):
+    bench.run("--cells", "short/closed:2")
+    former = json.loads(bench.out.read_text().splitlines()[-1]) | {"side": "former"}
+    bench.out.write_text(f"{json.dumps(former)}\n{bench.out.read_text()}")
+    table = tmp_path / "table.md"
+    assert report([str(bench.out), "--table", str(table)]) == 0
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()]
+    assert [row[3] for row in rows[2:]] == ["stock", "tangram 0.25", "former 0.25"]
+
+
 @pytest.mark.parametrize(
     ("text", "level"),
     [("closed:24", Level("closed", 24)), ("open:0.5", Level("open", 0.5))],
