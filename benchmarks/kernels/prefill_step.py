@@ -13,6 +13,13 @@ import numpy as np
 import torch
 
 from tangram.geometry import Geometry
+from tangram.kernels.extend import (
+    PROGRAMS_PER_SM,
+    ExtendTables,
+    ExtendWorkspace,
+    cut,
+    extend_attention,
+)
 from tangram.kernels.flash import (
     PagedAttention,
     SealedPart,
@@ -99,18 +106,20 @@ class Ours:
             workspace=WORKSPACE,
         )
 
+    def recent(self, layer: int) -> torch.Tensor:
+        """Raw tokens of a layer."""
+        first = self.step.pool.recent_cache
+        return torch.as_strided(first, first.shape, first.stride(), first[0].numel() * layer)
+
     def layer(self, layer: int) -> None:
         """Attention of one layer."""
         step, part = self.step, None
         if self.sealed is not None and self.attention is not None:
             part = self.sealed_part(layer, self.attention)
-        first = step.pool.recent_cache
-        stride = first[0].numel()
-        recent = torch.as_strided(first, first.shape, first.stride(), stride * layer)
         prefill_attention(
             step.query,
             self.tiles,
-            step.view.of_layer(recent),
+            step.view.of_layer(self.recent(layer)),
             head_table=step.head_tables[layer],
             softmax_scale=step.scale,
             out=step.out,
@@ -144,6 +153,34 @@ class Ours:
             return math.nan
         rows = ~expected[:, 0, 0].isnan()
         return relative_error(step.out[rows], expected[rows])
+
+
+class Extend(Ours):
+    """Attention of a small step as it is served: cut and shared out on the device."""
+
+    def __init__(self, step: Step, blocks: Blocks, programs_per_sm: int = PROGRAMS_PER_SM) -> None:
+        self.step, g = step, step.geometry
+        sms = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+        self.tables = ExtendTables.of(g, DEVICE, blocks)
+        self.workspace = ExtendWorkspace.allocate(self.tables, sms * programs_per_sm, step.count, 1)
+        self.view = step.view._replace(
+            query_start=torch.tensor([0, step.count], dtype=torch.int32, device=DEVICE)
+        )
+
+    def layer(self, layer: int) -> None:
+        """Attention of one layer; the first one cuts the step."""
+        step = self.step
+        if layer == 0:
+            cut(self.view, step.count, self.tables, self.workspace)
+        extend_attention(
+            step.query,
+            self.view.of_layer(self.recent(layer)),
+            tables=self.tables,
+            layer=layer,
+            softmax_scale=step.scale,
+            out=step.out,
+            workspace=self.workspace,
+        )
 
 
 class FlashAttention:

@@ -5,14 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tangram.kernels.segments import cut_step
 from tangram.scorers import get_scorer
 from tangram.vllm_plugin.worker.runners import device as device_module
+from tangram.vllm_plugin.worker.runners import small_steps as small_steps_module
 from tangram.vllm_plugin.worker.runners import step as step_module
 from tangram.vllm_plugin.worker.runners.device import DeviceKernels
-from tangram.vllm_plugin.worker.runners.step import LayerStep
+from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 from tests.kernels import test_seal_decode as sealing
-from tests.kernels.inputs import make_geometry
+from tests.kernels.inputs import TOLERANCE, make_geometry, relative_error
 from tests.kernels.paged_attention import paged_attention
+
+SMALL_STEP = ["decode_attention", "extend_attention"]
+"""What attends in one, whatever it has."""
 
 
 @pytest.fixture
@@ -30,6 +35,8 @@ def launches(monkeypatch):
     names = []
     of_device = ("store", "seal_decode", "prefill_attention", "decode_attention")
     places = [(device_module, name) for name in of_device] + [(step_module, "store_queries")]
+    of_small_steps = ("cut", "extend_attention", "decode_attention")
+    places += [(small_steps_module, name) for name in of_small_steps]
     for module, name in places:
         function = getattr(module, name)
 
@@ -58,21 +65,37 @@ class Worker:
             g,
             sealing.seal_scorer(case, scorer.name, scorer.parameters(), device),
             self.device,
-            [len(case.seq_lens)],
+            len(case.seq_lens),
             lambda: self.recent,
             flash=flash,
             max_step_tokens=100,
         )
 
     def decode(self):
-        """One decode step of all layers, whose rows are stored already: their slots are padding."""
-        case, g = self.case, self.case.pool.geometry
+        """One decode step of all layers."""
+        return self.run(is_decode=True)
+
+    def run(self, is_decode=False, on_host=False):
+        """One step of all layers, whose rows are stored already: their slots are padding.
+
+        Returns:
+            [layers, tokens, query_heads, head_size], the outputs; NaN where nothing was written.
+        """
+        case, g, host = self.case, self.case.pool.geometry, None
         view = sealing.view_of(case, self.base)
         if self.ring is not None:
             view = view._replace(ring=self.ring.queries)
-        self.kernels.prepare_decode(len(case.seq_lens))
+        self.kernels.warm_up(self.sealed, self.ring)
+        if on_host:
+            query_start, after = (
+                t.numpy().astype("int64") for t in (case.query_start, case.seq_lens)
+            )
+            host = HostStep(query_start, after, *cut_step(g, query_start, after))
+            self.kernels.cut(host)
+        query = case.query.to(self.device)
+        outs = []
         for layer in range(g.num_layers):
-            query = case.query.to(self.device)
+            outs.append(torch.full_like(query, torch.nan))
             self.kernels.run(
                 LayerStep(
                     layer=layer,
@@ -80,13 +103,44 @@ class Worker:
                     query=query,
                     key=query[:, : g.num_kv_heads],
                     value=query[:, : g.num_kv_heads],
-                    out=torch.empty_like(query),
+                    out=outs[-1],
                     slot_mapping=torch.full((len(query),), -1, device=self.device),
                     view=view.of_layer(self.recent[layer]),
                     sealed=self.sealed,
-                    host=None,
+                    host=host,
+                    is_decode=is_decode,
                 )
             )
+        return torch.stack(outs)
+
+
+@pytest.mark.parametrize("name", ["key_diff", "snap_kv"])
+def test_a_small_step_is_the_same_whether_the_device_cuts_it_or_the_host(few_processors, name):
+    """Sealed bits and ring too; a decode stands behind a prompt, and rows are padded."""
+    dtype, scorer = torch.float16, get_scorer(name)
+    g = make_geometry([[1, 2], [3, 1]], dtype=dtype, has_query_ring=scorer.needs_window_queries)
+    workers = [
+        Worker(
+            sealing.make_case(
+                g, [65, 140, 64, 100], dtype=dtype, step_tokens=[1, 90, 1, 20], seed=4, padding=2
+            ),
+            scorer,
+            few_processors,
+        )
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.base[0] = 0
+    by_device, by_host = workers[0].run(), workers[1].run(on_host=True)
+    tokens = int(workers[0].case.query_start[-1])
+    # Only the first layer has sealed rows of earlier steps.
+    assert relative_error(by_device[0, :tokens], by_host[0, :tokens]) < TOLERANCE[dtype]
+    for kept in ("base", "ring"):
+        one, other = (getattr(worker, kept) for worker in workers)
+        if kept == "ring":
+            one, other = (None if r is None else r.queries for r in (one, other))
+        assert one is None or torch.equal(sealing.bits(one), sealing.bits(other))
+    assert by_device[:, tokens:].isnan().all()
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -121,7 +175,8 @@ def test_the_warm_up_runs_a_prompt_once_and_touches_the_null_block_alone(
     worker.kernels.warm_up(worker.sealed, worker.ring)
     # The window's older queries are in the ring until those of the step replace them.
     of_ring = ["store_queries"] if worker.ring else []
-    assert launches == ["seal_decode", *of_ring, "prefill_attention"]
+    prompt = ["seal_decode", *of_ring, "prefill_attention"]
+    assert [name for name in launches if name != "cut"] == [*prompt, *SMALL_STEP]
     for tensor, was in zip((worker.base, *rings), before, strict=True):
         assert torch.equal(sealing.bits(tensor[1:]), sealing.bits(was[1:]))
     ran = len(launches)
@@ -144,7 +199,8 @@ def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors,
     worker = Worker(case, get_scorer("key_diff"), few_processors, flash)
     worker.base[0] = 0
     worker.kernels.warm_up(worker.sealed, worker.ring)
-    assert launches == ["seal_decode", "prefill_attention", "prefill_attention"]
+    attended = [name for name in launches if name != "cut"]
+    assert attended == ["seal_decode", "prefill_attention", *SMALL_STEP, "prefill_attention"]
     assert len(calls) == 1 and len(calls[0]) == g.num_kv_heads
     # Room for a step of 100 tokens is taken by now.
     workspace, rows = worker.kernels._flash_workspace, (100, g.num_query_heads, g.head_size)
@@ -155,15 +211,17 @@ def test_the_warm_up_takes_flash_attention_too_where_it_is_there(few_processors,
 def test_the_first_layer_of_a_step_finds_the_shares_of_all(few_processors, monkeypatch):
     """And the warm-up loads what finds them, for every power of two of requests."""
     scheduled = []
-    monkeypatch.setattr(
-        device_module, "schedule", lambda view, batch, *others: scheduled.append(batch)
-    )
-    monkeypatch.setattr(device_module, "decode_attention", lambda *args, **options: None)
+    for module in (device_module, small_steps_module):
+        monkeypatch.setattr(
+            module, "schedule", lambda view, batch, *others: scheduled.append(batch)
+        )
+        monkeypatch.setattr(module, "decode_attention", lambda *args, **options: None)
     g = make_geometry([[1, 2], [2, 1]], dtype=torch.float16)
     case = sealing.make_case(g, [64, 70, 65], dtype=torch.float16)
     worker = Worker(case, get_scorer("key_diff"), few_processors)
-    worker.decode()
-    assert scheduled == [3]
     worker.base[0] = 0
     worker.kernels.warm_up(worker.sealed, worker.ring)
-    assert scheduled == [3, 1, 2, 4]
+    assert {1, 2, 4} <= set(scheduled)
+    scheduled.clear()
+    worker.decode()
+    assert scheduled == [3]

@@ -41,6 +41,7 @@ def decode_attention(
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace,
+    among_others: bool = False,
 ) -> None:
     """Attend the last token of every request to what it sees, and write the result to `out`.
 
@@ -58,6 +59,9 @@ def decode_attention(
         softmax_scale: factor on query times key.
         out: [B, query_heads, head_size]; zero in padded rows.
         workspace: scheduled for these B requests; one call at a time may use it.
+        among_others: a request's row is where its query begins in the step (`view.query_start`);
+            `query` and `out` are then [tokens, query_heads, head_size], B is the number of the
+            view's requests, and of `out` only the rows of requests with a length are written.
     """
     run: Callable[..., None]
     if query.is_cuda:
@@ -72,4 +76,5 @@ def decode_attention(
         softmax_scale=softmax_scale,
         out=out,
         workspace=workspace,
+        among_others=among_others,
     )

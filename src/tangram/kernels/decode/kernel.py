@@ -103,6 +103,7 @@ def _decode(
     recent_ptr,  # [blocks, Hkv, R, 2 * D]
     recent_table_ptr,  # [B, blocks] int32
     seq_lens_ptr,  # [B] int32
+    query_start_ptr,  # [B + 1] int32
     starts_ptr,  # [programs, STARTS] int32, of the layer
     head_sets_ptr,  # [SETS + 1, FIRST_HEAD + HEADS] int32, of the layer
     out_ptr,  # [B, Hkv * G, D]
@@ -132,6 +133,7 @@ def _decode(
     SETS: tl.constexpr,
     TILE: tl.constexpr,
     FLOAT32: tl.constexpr,
+    AMONG_OTHERS: tl.constexpr,
     DEPENDENT: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
@@ -168,7 +170,10 @@ def _decode(
     while left > 0:
         query_head = of_line * G + lines % G
         in_recent = of_lane * stride_recent_head
-        query_ptrs = query_ptr + request.to(tl.int64) * stride_query + dims[None, :]
+        row = request.to(tl.int64)
+        if AMONG_OTHERS:
+            row = tl.load(query_start_ptr + request).to(tl.int64)
+        query_ptrs = query_ptr + row * stride_query + dims[None, :]
         query_ptrs += query_head[:, None] * stride_query_head
         query = tl.load(query_ptrs, is_query[:, None], 0.0)
         if FLOAT32:
@@ -205,11 +210,12 @@ def _decode(
             seen = rows < tl.where(is_raw, raw_end, end)
             seen &= rows >= tl.where(is_raw, 0, first_row)
             chunk = _chunk_of(rows, is_raw, reciprocal, RAW_RECIPROCAL)
-            row = (rows - chunk * tl.where(is_raw, R, budget)).to(tl.uint32)
+            own_row = (rows - chunk * tl.where(is_raw, R, budget)).to(tl.uint32)
             cache_ptr = tl.where(is_raw, recent_ptr, own_sealed)
             stride_block = tl.where(is_raw, stride_recent_block, stride_sealed_block)
             stride_page = tl.where(is_raw, P * 2 * D, stride_sealed_page)
-            offset = (row // P).to(tl.int32) * stride_page + (row % P).to(tl.int32) * (2 * D)
+            offset = (own_row // P).to(tl.int32) * stride_page
+            offset += (own_row % P).to(tl.int32) * (2 * D)
             offset += tl.where(is_raw, in_recent, in_sealed)
             # Rows begin at multiples of 16 elements: without this some versions of Triton do not
             # see it, load element by element, and do not pipeline.
@@ -240,7 +246,7 @@ def _decode(
         sum_of_weights = tl.where(sum_of_weights > 0, sum_of_weights, 1.0)
         result = acc / sum_of_weights[:, None]
         if (first == 0) & (last == of_set):
-            out_ptrs = out_ptr + request.to(tl.int64) * stride_out + dims[None, :]
+            out_ptrs = out_ptr + row * stride_out + dims[None, :]
             out_ptrs += query_head[:, None] * stride_out_head
             tl.store(out_ptrs, result, is_query[:, None])
         else:
@@ -263,7 +269,7 @@ def _decode(
                 head_sets_ptr + head_set * (FIRST_HEAD + HEADS), head, lane_head
             )
 
-    for nth in range(0, tl.cdiv(num_requests - program, programs)):
+    for nth in range(0, 0 if AMONG_OTHERS else tl.cdiv(num_requests - program, programs)):
         padded = program + nth * programs
         if tl.load(seq_lens_ptr + padded) <= 0:
             row_ptr = out_ptr + padded.to(tl.int64) * stride_out + dims
@@ -276,6 +282,7 @@ def _decode(
 def _combine(
     cut_ptr,  # [programs, 4] int32, of the layer
     head_sets_ptr,  # [SETS + 1, FIRST_HEAD + HEADS] int32, of the layer
+    query_start_ptr,  # [B + 1] int32
     out_ptr,  # [B, Hkv * G, D]
     partial_ptr,  # [programs, 2, LINES, D] float32
     lse_ptr,  # [programs, 2, LINES] float32
@@ -285,6 +292,7 @@ def _combine(
     G: tl.constexpr,
     HEADS: tl.constexpr,
     PARTS: tl.constexpr,
+    AMONG_OTHERS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Weigh what the programs of a head set found by their log-sum-exp: a query head a program."""
@@ -316,7 +324,10 @@ def _combine(
             total = total * shrink + tl.sum(weight, 0)
             acc = acc * shrink + tl.sum(part * weight[:, None], 0)
             peak = new_peak
-        out_row_ptr = out_ptr + request.to(tl.int64) * stride_out
+        row = request.to(tl.int64)
+        if AMONG_OTHERS:
+            row = tl.load(query_start_ptr + request).to(tl.int64)
+        out_row_ptr = out_ptr + row * stride_out
         out_row_ptr += (head * G + line % G) * stride_out_head
         tl.store(out_row_ptr + dims, (acc / total).to(out_ptr.dtype.element_ty))
 
@@ -336,12 +347,14 @@ def decode_attention(
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace,
+    among_others: bool = False,
     config: LaunchConfig | None = None,
 ) -> None:
     """Launch; see `tangram.kernels.decode.decode_attention`. `config` is for benchmarks."""
     g = tables.geometry
     batch, D, G = len(query), g.head_size, g.queries_per_kv_head
     assert query.shape == out.shape == (batch, g.num_query_heads, D)
+    assert not among_others or view.query_start.dtype == torch.int32
     heads = tables.heads_per_program
     assert tables.lines <= MAX_QUERY_HEADS and D in HEAD_SIZES, f"not built for {G} heads of {D}"
     assert query.stride(2) == out.stride(2) == 1, "the elements of a head must lie side by side"
@@ -354,7 +367,7 @@ def decode_attention(
     config = config or launch_config(2 * D * query.element_size())
     dependent = config.dependent and query.is_cuda and _launches_ahead(query.device)
     # The kernel before the first layer's may be the one that says where programs start.
-    ahead = dependent and layer > 0
+    ahead = dependent and layer > 0 and not among_others
     head_sets, programs = tables.head_sets[layer], workspace.num_programs
     _decode[(programs,)](
         query,
@@ -363,6 +376,7 @@ def decode_attention(
         view.recent,
         view.recent_table,
         view.seq_lens,
+        view.query_start,
         workspace.starts[layer],
         head_sets,
         out,
@@ -390,6 +404,7 @@ def decode_attention(
         TILE=max(config.tile_rows, heads * g.page_size_rows),
         # Triton's interpreter multiplies bfloat16 wrongly.
         FLOAT32=query.dtype == torch.float32 or not query.is_cuda,
+        AMONG_OTHERS=among_others,
         DEPENDENT=dependent,
         AHEAD=ahead,
         num_warps=config.num_warps,
@@ -399,6 +414,7 @@ def decode_attention(
     _combine[(programs, tables.lines)](
         workspace.cut[layer],
         head_sets,
+        view.query_start,
         out,
         workspace.partial_out,
         workspace.lse_log2,
@@ -409,6 +425,7 @@ def decode_attention(
         HEADS=heads,
         # Of many small programs most leave at once: wider ones took longer to come and go.
         PARTS=16,
+        AMONG_OTHERS=among_others,
         DEPENDENT=dependent,
         num_warps=1,
         **({"launch_pdl": True} if dependent else {}),

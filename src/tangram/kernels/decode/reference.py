@@ -20,15 +20,20 @@ def decode_attention(
     softmax_scale: float,
     out: Tensor,
     workspace: DecodeWorkspace | None = None,
+    among_others: bool = False,
 ) -> None:
     """See `tangram.kernels.decode.decode_attention`; needs no workspace."""
-    lengths = view.seq_lens[: len(query)].cpu().numpy().astype(np.int64)
+    requests = len(view.seq_lens) if among_others else len(query)
+    lengths = view.seq_lens[:requests].cpu().numpy().astype(np.int64)
     rows = np.flatnonzero(lengths > 0)
-    out.zero_()
+    if not among_others:
+        out.zero_()
     if len(rows) == 0:
         return
     query_start = np.concatenate([[0], np.cumsum(lengths > 0)])
     segments, _ = cut_step(tables.geometry, query_start, lengths)
+    if among_others:
+        rows = view.query_start.cpu().numpy()[rows]
     result = out[rows]
     attend(
         query[rows],

@@ -162,11 +162,19 @@ class DecodeWorkspace:
         return self.cut.shape[1]
 
     @classmethod
-    def allocate(cls, tables: DecodeTables, num_programs: int) -> DecodeWorkspace:
-        """Room for launches of that many programs, on the tables' device."""
+    def allocate(
+        cls, tables: DecodeTables, num_programs: int, lines: int | None = None
+    ) -> DecodeWorkspace:
+        """Room for launches of that many programs, on the tables' device.
+
+        Args:
+            tables: of all layers.
+            num_programs: of a launch.
+            lines: query rows of a program, if not the query heads of a head set.
+        """
         g, device = tables.geometry, tables.head_sets.device
         integers: Any = {"dtype": torch.int32, "device": device}
-        parts = num_programs, 2, tables.lines
+        parts = num_programs, 2, tables.lines if lines is None else lines
         return cls(
             starts=torch.zeros(g.num_layers, num_programs, START_COLUMNS, **integers),
             cut=torch.full((g.num_layers, num_programs, 4), -1, **integers),

@@ -45,10 +45,11 @@ def _chunk_of(virtual, divisor, PAGE_ROWS: tl.constexpr):
 
 
 @triton.jit
-def _update(q, rows_ptr, in_reach, mixed, peak, total, sees, scale_log2):
+def update(q, rows_ptr, in_reach, mixed, peak, total, sees, scale_log2):
     """Take one block of rows into the running softmax; `peak` is a base-2 logarithm.
 
-    `in_reach` and `sees` are None where every row lies in reach and every query sees it.
+    `in_reach` and `sees` are None where every row lies in reach and every query sees it. A query
+    may have seen no row yet, and see none of this block.
     """
     D: tl.constexpr = q.shape[1]
     other: tl.constexpr = None if in_reach is None else 0.0
@@ -57,8 +58,9 @@ def _update(q, rows_ptr, in_reach, mixed, peak, total, sees, scale_log2):
     if sees is not None:
         scores = tl.where(sees, scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
-    fade = tl.exp2(peak - new_peak)
+    offset = new_peak if sees is None else tl.where(new_peak > float("-inf"), new_peak, 0.0)
+    weights = tl.exp2(scores * scale_log2 - offset[:, None])
+    fade = tl.exp2(peak - offset)
     total = total * fade + tl.sum(weights, 1)
     value = tl.load(rows_ptr + D, mask=in_reach, other=other)
     mixed = tl.dot(weights.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
@@ -159,7 +161,7 @@ def _prefill_kernel(
         virtual += KEYS
         chunk = _chunk_of(virtual, divisor, PAGE_ROWS)
         block = tl.load(sealed_table_ptr + chunk, mask=chunk < sealed_chunks, other=0)
-        mixed, peak, total = _update(
+        mixed, peak, total = update(
             q, rows_ptr + element[None, :], None, mixed, peak, total, None, scale_log2
         )
 
@@ -173,7 +175,7 @@ def _prefill_kernel(
         rows_ptr = recent_ptr + (block.to(tl.int64) * stride_recent_block + at)[:, None]
         raw += KEYS
         block = tl.load(recent_table_ptr + raw // BLOCK_TOKENS, mask=raw < end, other=0)
-        mixed, peak, total = _update(
+        mixed, peak, total = update(
             q, rows_ptr + element[None, :], None, mixed, peak, total, None, scale_log2
         )
 
@@ -193,7 +195,7 @@ def _prefill_kernel(
         raw_at = block.to(tl.int64) * stride_recent_block + raw % BLOCK_TOKENS * stride_recent_row
         rows_ptr = tl.where(is_sealed, kept_ptr, recent_ptr + raw_at)[:, None] + element[None, :]
         seen = is_raw[None, :] & (raw[None, :] <= position + row[:, None] // G)
-        mixed, peak, total = _update(
+        mixed, peak, total = update(
             q,
             rows_ptr,
             (is_sealed | is_raw)[:, None],

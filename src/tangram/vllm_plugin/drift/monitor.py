@@ -38,6 +38,9 @@ class DriftMonitor:
         every: of so many sealed chunks one is sampled.
         device: where scores are.
         board: where others read the result.
+
+    Attributes:
+        is_due: a chunk was due in a step of which none can be sampled.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class DriftMonitor:
         self._ranks: list[Tensor] = []
         self._sealed = self._sampled = 0
         self._warn_at = 0
+        self.is_due = False
         self._pending: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def choose(self, sealing: SealingChunks) -> SealingChunks | None:
@@ -63,9 +67,21 @@ class DriftMonitor:
         later = np.flatnonzero(sealing.chunk > 0)
         before, self._sealed = self._sealed, self._sealed + len(later)
         due = later[self._every - 1 - before % self._every :: self._every]
+        if self.is_due:  # since a step of which none could be
+            due = later
         if len(due) == 0:
             return None
+        self.is_due = False
         return sealing.take(due[[self._sampled % len(due)]])
+
+    def pass_over(self, sealing: SealingChunks) -> None:
+        """Count the chunks of a step of which none can be sampled; `is_due` says to make up for it.
+
+        A step that is part of a CUDA graph runs nothing but what was captured.
+        """
+        before = self._sealed
+        self._sealed += int(np.count_nonzero(sealing.chunk > 0))
+        self.is_due |= self._sealed // self._every > before // self._every
 
     def add_layer(self, layer: int, scores: Tensor, sinks: Tensor, counts: Tensor) -> None:
         """Take the sampled chunk's scores of one layer; layers come in order.

@@ -47,8 +47,9 @@ class CompressedMetadata:
         num_tokens: tokens of the step, without padding.
         query_start: [requests + 1] int32 on the device.
         seq_lens: [requests] int32 on the device, tokens computed after the step.
-        host: the step as the host sees it; None in a decode step that kernels serve, which may be
-            part of a CUDA graph and knows nothing of the host.
+        host: the step as the host sees it; None in a step that kernels cut, which may be part of a
+            CUDA graph and knows nothing of the host.
+        is_decode: every request computes one token, or none.
         view: the cache as the step's first layer sees it; of the recent group, once it has run.
     """
 
@@ -58,6 +59,7 @@ class CompressedMetadata:
     query_start: Tensor
     seq_lens: Tensor
     host: HostStep | None
+    is_decode: bool
     view: CacheView | None = None
 
 
@@ -103,35 +105,44 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CompressedMetadata:
-        """The step's metadata; the host cuts it unless kernels serve a decode step."""
+        """The step's metadata; the host cuts it unless kernels do."""
         common = common_attn_metadata
-        runner = self._sealed.runner
-        on_device = runner.is_device and common.max_query_len <= 1
+        is_decode = common.max_query_len <= 1
+        host = None
         if self._cuts:
             # vLLM builds first when it warms up or captures, before it says that it is ready.
-            runner.warm_up(self._sealed, self._ring)
-            if on_device:
-                runner.prepare_decode(common.num_actual_tokens)
+            self._sealed.runner.warm_up(self._sealed, self._ring)
+            if not self._sealed.cuts_on_device(common.num_actual_tokens, is_decode):
+                host = self._cut(common)
+            elif not is_decode:
+                self._sealed.pass_over(*_lengths(common))
         return CompressedMetadata(
             block_table=common.block_table_tensor,
             slot_mapping=common.slot_mapping[: common.num_actual_tokens],
             num_tokens=common.num_actual_tokens,
             query_start=common.query_start_loc,
             seq_lens=common.seq_lens,
-            host=self._cut(common) if self._cuts and not on_device else None,
+            host=host,
+            is_decode=is_decode,
         )
 
     def _cut(self, common: CommonAttentionMetadata) -> HostStep:
-        lengths = common.seq_lens_cpu_upper_bound
-        lengths = common.seq_lens.cpu() if lengths is None else lengths
-        after = lengths[: common.num_reqs].numpy().astype(np.int64)
-        query_start = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+        query_start, after = _lengths(common)
         segments, sealing = cut_step(self._sealed.geometry, query_start, after)
         host = HostStep(query_start, after, segments, sealing)
         if self._sealed.drift is not None:
             host.sampled = self._sealed.drift.choose(sealing)
         self._sealed.runner.cut(host)
         return host
+
+
+def _lengths(common: CommonAttentionMetadata) -> tuple[np.ndarray, np.ndarray]:
+    """[requests + 1] where each request's queries begin, [requests] tokens after the step."""
+    lengths = common.seq_lens_cpu_upper_bound
+    lengths = common.seq_lens.cpu() if lengths is None else lengths
+    after = lengths[: common.num_reqs].numpy().astype(np.int64)
+    query_start = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+    return query_start, after
 
 
 class CompressedAttentionBackend(AttentionBackend):
@@ -260,6 +271,7 @@ class CompressedAttentionImpl(AttentionImpl):
                 view=attn_metadata.view.of_layer(kv_cache),
                 sealed=sealed,
                 host=attn_metadata.host,
+                is_decode=attn_metadata.is_decode,
             )
         )
         return output

@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from tangram.geometry import HeadGroups
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.compat.override import override
-from tangram.vllm_plugin.worker import sampling, selection
+from tangram.vllm_plugin.worker import graphs, sampling, selection
 from tangram.vllm_plugin.worker.refusals import refuse_uncompressed
 from tangram.vllm_plugin.worker.storage import SEALED_NAME
 
@@ -33,6 +33,7 @@ def _get_kv_cache_spec(original: Callable) -> Callable:
     return get_kv_cache_spec
 
 
+graphs.install()
 sampling.install()
 selection.install()
 override(Worker, "get_kv_cache_spec", _get_kv_cache_spec, {"self"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig, get_layers_from_vllm_config
@@ -20,7 +21,9 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from tangram.geometry import HeadGroups
+from tangram.kernels.extend import MAX_STEP_TOKENS
 from tangram.kernels.seal_decode import SealScorer
+from tangram.kernels.segments import cut_step
 from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import CompressionPlan
 from tangram.plan.drift_reference import DriftReference
@@ -131,7 +134,7 @@ class SealedCache(_SharedCache):
                 device,
             ),
             device,
-            vllm_config.compilation_config.cudagraph_capture_sizes or (),
+            vllm_config.scheduler_config.max_num_seqs,
             recent_caches=lambda: [layer.kv_cache for layer in layers],
             flash=find_flash_attention(
                 self.geometry,
@@ -141,6 +144,27 @@ class SealedCache(_SharedCache):
             ),
             max_step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         )
+
+    def cuts_on_device(self, tokens: int, is_decode: bool) -> bool:
+        """Whether kernels cut a step: of single tokens, or small and with no chunk to sample."""
+        if not self.runner.is_device:
+            return False
+        return is_decode or (tokens <= MAX_STEP_TOKENS and not self.samples_next)
+
+    @property
+    def samples_next(self) -> bool:
+        """Whether the next step with prefill is one that the host must cut, to sample a chunk."""
+        return self.drift is not None and self.drift.is_due
+
+    def pass_over(self, query_start: np.ndarray, num_tokens: np.ndarray) -> None:
+        """Count the chunks of a small step that kernels cut, of which none is sampled.
+
+        Args:
+            query_start: [requests + 1] int64, where each request's queries begin.
+            num_tokens: [requests] int64, tokens computed after the step.
+        """
+        if self.drift is not None:
+            self.drift.pass_over(cut_step(self.geometry, query_start, num_tokens)[1])
 
     def replace_budgets(self, head_groups: HeadGroups) -> None:
         """Lay sealed blocks out anew; what they hold until now is lost.

@@ -30,7 +30,8 @@ OTHERS: tuple[Any, ...] = (
     str, dict, list, set, tuple, int, float, type, memoryview, BaseException, property,
     types.CodeType, types.FunctionType, inspect.Signature, inspect.BoundArguments, pathlib.Path,
     argparse.ArgumentParser, subprocess.Popen, logging.Logger, dis.Instruction,
-    torch.Tensor, torch.Generator, torch.nn.Module, torch.cuda.Event, numpy.ndarray,
+    torch.Tensor, torch.Generator, torch.nn.Module, torch.cuda.Event, torch.cuda.Stream,
+    numpy.ndarray,
     pydantic.TypeAdapter, pydantic.ValidationError, prometheus_client.Gauge,
     prometheus_client.Counter, prometheus_client.REGISTRY,
 )  # fmt: skip
@@ -58,7 +59,6 @@ REVIEWED = {
     "kv_cache_scheme": "of a quantisation's configuration, where it has it",
     "multi_processor_count": "of torch's device properties",
     "name": "of fields and of our scorers",
-    "num_tokens": "of our metadata",
     "overridden_by_tangram": "our mark on a function",
     "runner": "of our sealed cache",
 }

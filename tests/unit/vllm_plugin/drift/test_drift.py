@@ -218,3 +218,22 @@ def test_engines_of_a_dense_model_served_data_parallel_have_a_board_each():
         parallel.reconfigure_for_independent_dp_rank()
         paths.append(board_path("engine", SimpleNamespace(parallel_config=parallel)))
     assert paths[0] != paths[1]
+
+
+def test_a_chunk_that_was_due_in_a_step_of_the_device_is_made_up_for(tmp_path):
+    """A small step runs as it was captured; the next one with a later chunk is sampled."""
+    target, _ = monitor(tmp_path, every=3)
+    two, first = (
+        SealingChunks(np.array([0, 1]), np.array([1, 4])),
+        SealingChunks([0], np.array([0])),
+    )
+    target.pass_over(two)
+    assert not target.is_due
+    target.pass_over(first)  # a chunk 0 is no sample
+    assert not target.is_due
+    target.pass_over(two)
+    assert target.is_due
+    assert target.choose(SealingChunks(np.array([0]), np.array([0]))) is None
+    assert target.is_due
+    assert target.choose(two).request.tolist() == [0]
+    assert not target.is_due

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tangram.kernels.extend import MAX_STEP_TOKENS
 from tangram.vllm_plugin.worker.backend import CompressedMetadataBuilder
 from tangram.vllm_plugin.worker.runners.host import HostRunner
+from tangram.vllm_plugin.worker.storage import SealedCache
+from tests.kernels.inputs import make_geometry
 
 
 class Kernels:
@@ -17,38 +20,86 @@ class Kernels:
     def __init__(self):
         self.asked = []
 
+    def cut(self, host):
+        self.asked.append("cut")
+
     def warm_up(self, sealed, ring):
         self.asked.append(("warm_up", sealed, ring))
 
-    def prepare_decode(self, batch_size):
-        self.asked.append(("prepare_decode", batch_size))
 
-
-def make_builder(kernels, cuts):
+def make_builder(kernels, cuts, drift=None):
     builder = object.__new__(CompressedMetadataBuilder)
     builder._cuts, builder._ring = cuts, "the ring"
-    builder._sealed = SimpleNamespace(runner=kernels)
+    builder._sealed = object.__new__(SealedCache)
+    builder._sealed.__dict__.update(runner=kernels, drift=drift, geometry=make_geometry([[1]]))
     return builder
 
 
-STEP = SimpleNamespace(
-    max_query_len=1,
-    num_actual_tokens=3,
-    block_table_tensor=torch.zeros(3, 2),
-    slot_mapping=torch.zeros(3),
-    query_start_loc=torch.arange(4),
-    seq_lens=torch.ones(3),
+def make_step(*counts, after=None):
+    """A step of requests that compute so many tokens, all they have if nothing else is said."""
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    lengths = torch.tensor(counts if after is None else after)
+    return SimpleNamespace(
+        max_query_len=max(counts),
+        num_actual_tokens=sum(counts),
+        num_reqs=len(counts),
+        block_table_tensor=torch.zeros(len(counts), 2),
+        slot_mapping=torch.zeros(sum(counts)),
+        query_start_loc=starts,
+        query_start_loc_cpu=starts,
+        seq_lens=lengths,
+        seq_lens_cpu_upper_bound=lengths,
+    )
+
+
+STEP = make_step(1, 1, 1)
+
+
+class Drift:
+    """Says when it is due, and notes what it is told."""
+
+    def __init__(self, is_due):
+        self.is_due, self.passed, self.chosen_of = is_due, [], []
+
+    def pass_over(self, sealing):
+        self.passed.append(sealing.chunk.tolist())
+
+    def choose(self, sealing):
+        self.chosen_of.append(sealing.chunk.tolist())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "on_device"),
+    [(2, True), (MAX_STEP_TOKENS, True), (MAX_STEP_TOKENS + 1, False)],
 )
+def test_the_host_cuts_large_steps_alone(tokens, on_device):
+    kernels = Kernels()
+    metadata = make_builder(kernels, cuts=True).build(0, make_step(tokens))
+    assert (metadata.host is None) == on_device and not metadata.is_decode
+    assert ("cut" in kernels.asked) != on_device
+
+
+def test_a_chunk_that_is_due_to_be_sampled_has_the_host_cut_a_small_step():
+    step = make_step(70, 1, after=(200, 64))  # of chunks of 64 tokens
+    for is_due in (False, True):
+        drift = Drift(is_due)
+        metadata = make_builder(Kernels(), cuts=True, drift=drift).build(0, step)
+        assert (metadata.host is not None) == is_due
+        assert (drift.chosen_of if is_due else drift.passed) == [[2, 0]]
+        assert not (drift.passed if is_due else drift.chosen_of)
+
+
+def test_decode_steps_are_never_the_hosts_on_a_device():
+    drift = Drift(is_due=True)
+    metadata = make_builder(Kernels(), cuts=True, drift=drift).build(0, STEP)
+    assert metadata.host is None and metadata.is_decode and not drift.chosen_of
 
 
 def test_kernels_are_warm_before_a_decode_step_can_be_captured():
     kernels = Kernels()
     builder = make_builder(kernels, cuts=True)
     assert builder.build(0, STEP).host is None
-    assert kernels.asked == [
-        ("warm_up", builder._sealed, "the ring"),
-        ("prepare_decode", 3),
-    ]
+    assert kernels.asked == [("warm_up", builder._sealed, "the ring")]
 
 
 @pytest.mark.parametrize("kernels", [Kernels(), HostRunner()])

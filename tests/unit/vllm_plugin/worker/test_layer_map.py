@@ -63,7 +63,7 @@ def test_kernels_are_given_the_caches_of_the_compressed_layers_in_order(sealed, 
         model_config=SimpleNamespace(max_model_len=1000),
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1]),
         attention_config=SimpleNamespace(flash_attn_version=None),
-        scheduler_config=SimpleNamespace(max_num_batched_tokens=100),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=100, max_num_seqs=4),
     )
     sealed.prepare_device(torch.device("cuda"), config)
     assert given["caches"] == [NAMES[1], NAMES[3]]
@@ -84,6 +84,7 @@ def test_a_step_runs_a_layer_under_its_ordinal(sealed, plan, monkeypatch):
         query_start=torch.arange(2),
         seq_lens=torch.ones(1),
         host=None,
+        is_decode=True,
     )
     tables = {name: SimpleNamespace(block_table=name) for name in (SEALED_NAME, RING_NAME)}
     context = ForwardContext(

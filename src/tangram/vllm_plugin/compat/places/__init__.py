@@ -12,6 +12,7 @@ from tangram.vllm_plugin.compat.places import (
     cache_groups,
     configuration,
     engines,
+    graphs,
     metrics,
     worker,
 )
@@ -22,6 +23,7 @@ PLACES: dict[str, tuple[Hook, ...]] = {
     "Cache groups": cache_groups.HOOKS,
     "Metrics": metrics.HOOKS,
     "Worker": worker.HOOKS,
+    "CUDA graphs": graphs.HOOKS,
     "Engines driven from outside": engines.HOOKS,
     "Classes that are subclassed": members.HOOKS,
 }

@@ -23,9 +23,6 @@ class LayerRunner(Protocol):
     def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
         """Make ready what the first step would wait for; called before every step."""
 
-    def prepare_decode(self, batch_size: int) -> None:
-        """Make ready what a decode step of that many requests reads."""
-
     def cut(self, host: HostStep) -> None:
         """Add to a step that the host has cut what all its layers have in common."""
 

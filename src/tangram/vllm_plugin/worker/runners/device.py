@@ -1,13 +1,14 @@
 """One layer's step on a GPU: the kernels, and the constant tables that they read.
 
-Everything that a decode step needs is on the device or constant, so the step can be captured in a
-CUDA graph: which requests seal, and how far each one attends, the kernels find out themselves. Only
-a step with prefill is cut on the host, as it is on the CPU.
+Everything that a decode step needs is on the device or constant, and all that a small step with
+prefill needs too, so that such a step can be captured in a CUDA graph: which requests seal, how
+their tokens are cut, and how far each one attends, the kernels find out themselves. Only a large
+step with prefill is cut on the host, as it is on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,9 +40,9 @@ from tangram.kernels.seal_decode import (
     seal_decode,
 )
 from tangram.kernels.segments import Segments
-from tangram.kernels.sizes import power_of_two
 from tangram.kernels.store import store
 from tangram.vllm_plugin.worker.runners.sealing import sample_drift
+from tangram.vllm_plugin.worker.runners.small_steps import SmallSteps
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep, harmless_step
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class DeviceKernels:
         geometry: the layout.
         scorer: what decides which rows are kept.
         device: a CUDA device.
-        batch_sizes: sizes of decode steps that will be captured; what they need is loaded before
-            the first step.
+        max_requests: of a step.
         recent_caches: gives the recent cache of every layer, once they are bound.
         flash: FlashAttention for the sealed part of large steps, on layouts that fit it; or None.
         max_step_tokens: tokens of a step for which FlashAttention's buffers have room from the
@@ -70,7 +70,7 @@ class DeviceKernels:
         geometry: Geometry,
         scorer: SealScorer,
         device: torch.device,
-        batch_sizes: Iterable[int],
+        max_requests: int,
         recent_caches: Callable[[], list[Tensor]],
         flash: PagedAttention | None = None,
         max_step_tokens: int = 0,
@@ -79,11 +79,14 @@ class DeviceKernels:
         sms = torch.cuda.get_device_properties(device).multi_processor_count
         self._tables = DecodeTables.of(geometry, device)
         self._workspace = DecodeWorkspace.allocate(self._tables, sms * PROGRAMS_PER_SM)
-        self._seal_tables: dict[int, SealTables] = {}
+        self._small_steps = SmallSteps(
+            geometry, device, sms, max_requests, self._tables, self._workspace
+        )
+        self._seal_tables: list[SealTables] = []
         self._all_layers: SealTables | None = None
         self._recent_caches = recent_caches
         self._is_warm = False
-        self._batch_sizes = tuple(sorted({1, *batch_sizes}))
+        self._max_requests = max_requests
         self._heads = [
             torch.from_numpy(make_head_table(geometry, layer)).to(device)
             for layer in range(geometry.num_layers)
@@ -98,7 +101,7 @@ class DeviceKernels:
             geometry,
             self.scorer,
             self.device,
-            self._batch_sizes,
+            self._max_requests,
             self._recent_caches,
             self._flash,
             self._max_step_tokens,
@@ -116,42 +119,32 @@ class DeviceKernels:
 
     @torch.inference_mode()
     def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
-        """Load the kernels of a step with prefill, which no captured step runs, by such a step.
+        """Make what steps read and load what they run, by steps that touch no request.
 
-        Else the first prompt would wait for them. So would decodes beside it, of another number
-        than any before. Does nothing from the second call on, until `forget_caches`.
+        Else the first prompt would wait for it. Tables made while a graph is captured would be
+        copied from host memory that is gone at the replay. Does nothing from the second call on,
+        until `forget_caches`.
         """
         if self._is_warm:
             return
         self._is_warm = True
-        step, host = harmless_step(sealed, self._recent_caches()[0], ring)
+        caches = self._recent_caches()
+        self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
+        self._seal_tables = [
+            SealTables.of(self.geometry, [layer], [cache]) for layer, cache in enumerate(caches)
+        ]
+        step, host = harmless_step(sealed, caches[0], ring)
         host.tiles, _ = self.cut_segments(host.segments)
         self._seal_layer(step)
         step.store_queries()
-        self._load_schedules(step)
         self._attend_mixed(step, host)
+        self._small_steps.load(step)
         if self._flash is not None:
             rows = max(1, self._max_step_tokens), *step.query.shape[1:]
             for name in ("queries", "out"):
                 self._flash_workspace.give(name, step.query.dtype, *rows)
             host.tiles, host.sealed_step = self._cut(host.segments, flash=True)
             self._attend_mixed(step, host)
-
-    def prepare_decode(self, batch_size: int) -> None:
-        """Make what a decode step reads, before a graph may capture it.
-
-        Tables made inside a capture would be copied from host memory that is gone at the replay.
-        """
-        if self._all_layers is None:
-            caches = self._recent_caches()
-            self._all_layers = SealTables.of(self.geometry, range(len(caches)), caches)
-
-    def _load_schedules(self, step: LayerStep) -> None:
-        """Load what finds shares, which is compiled for powers of two of requests."""
-        largest = power_of_two(max(self._batch_sizes))
-        view = step.view._replace(seq_lens=step.view.seq_lens.new_zeros(largest))
-        for exponent in range(largest.bit_length()):
-            schedule(view, 1 << exponent, self._tables, self._workspace)
 
     def cut(self, host: HostStep) -> None:
         """Tell a step's decodes, which lead, from the rest, and put the rest on the device.
@@ -185,10 +178,12 @@ class DeviceKernels:
     def run(self, step: LayerStep) -> None:
         """Store the step's rows, seal what they complete, attend."""
         store(step.key, step.value, step.slot_mapping, step.view.recent)
-        if step.host is None:
+        if step.host is not None:
+            self._run_mixed(step, step.host)
+        elif step.is_decode:
             self._run_decode(step)
         else:
-            self._run_mixed(step, step.host)
+            self._small_steps.attend(step, lambda: self._seal_and_keep(step))
 
     def _run_decode(self, step: LayerStep) -> None:
         """One token a request: attend first, and seal all layers in one launch after the last.
@@ -199,11 +194,11 @@ class DeviceKernels:
         step.store_queries()
         self._attend_decodes(step, len(step.query))
         if step.layer == self.geometry.num_layers - 1:
-            assert self._all_layers is not None, "prepare_decode comes first"
+            assert self._all_layers is not None, "warm_up comes first"
             self._seal(step, self._all_layers, query=None)
 
     def _run_mixed(self, step: LayerStep, host: HostStep) -> None:
-        """Any step: every layer seals before it attends, queries see what the step completed.
+        """A step cut on the host: every layer seals before it attends, queries see the result.
 
         The host knows which chunks those are: no token is taken back, as speculation would.
         """
@@ -213,11 +208,11 @@ class DeviceKernels:
         step.store_queries()
         self._attend_mixed(step, host)
 
+    def _seal_and_keep(self, step: LayerStep) -> None:
+        self._seal_layer(step)
+        step.store_queries()
+
     def _seal_layer(self, step: LayerStep) -> None:
-        if step.layer not in self._seal_tables:
-            self._seal_tables[step.layer] = SealTables.of(
-                self.geometry, [step.layer], [step.view.recent]
-            )
         query = None if step.view.ring is None else step.query
         self._seal(step, self._seal_tables[step.layer], query)
 

@@ -22,9 +22,6 @@ class HostRunner:
     def warm_up(self, sealed: SealedCache, ring: QueryRing | None) -> None:
         """Nothing."""
 
-    def prepare_decode(self, batch_size: int) -> None:
-        """Nothing."""
-
     def cut(self, host: HostStep) -> None:
         """Nothing: segments are all that the references ask for."""
 

@@ -57,8 +57,9 @@ class LayerStep:
         slot_mapping: [tokens] int64, block * R + offset in the block; negative for padding.
         view: the cache of the layer.
         sealed: the layout in force, the scorer, and what watches for drift.
-        host: the step as the host cut it; None in a decode step that kernels serve, which may be
-            part of a CUDA graph and knows nothing of the host.
+        host: the step as the host cut it; None in a step that kernels cut, which may be part of a
+            CUDA graph and knows nothing of the host.
+        is_decode: every request computes one token, or none.
     """
 
     layer: int
@@ -71,6 +72,7 @@ class LayerStep:
     view: CacheView
     sealed: SealedCache
     host: HostStep | None
+    is_decode: bool
 
     def store_queries(self) -> None:
         """Keep the step's last queries in the ring, if there is one.
@@ -116,5 +118,6 @@ def harmless_step(
         view=view,
         sealed=sealed,
         host=None,
+        is_decode=False,
     )
     return step, HostStep(query_start, after, *cut_step(g, query_start, after))

@@ -1,0 +1,120 @@
+"""Small steps with prefill on a GPU: cut on the device, so that a CUDA graph serves them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tangram.geometry import Geometry
+from tangram.kernels.cache_view import CacheView
+from tangram.kernels.decode import DecodeTables, DecodeWorkspace, decode_attention, schedule
+from tangram.kernels.extend import (
+    MAX_STEP_TOKENS,
+    PROGRAMS_PER_SM,
+    ExtendTables,
+    ExtendWorkspace,
+    cut,
+    extend_attention,
+    kinds_of_cuts,
+)
+from tangram.kernels.sizes import power_of_two
+from tangram.vllm_plugin.worker.runners.step import LayerStep
+
+
+class SmallSteps:
+    """Attention of small steps, for all layers.
+
+    Args:
+        geometry: the layout.
+        device: a CUDA device.
+        num_processors: multiprocessors of the device.
+        max_requests: of a step.
+        tables: of decode attention, which serves the requests of one token.
+        workspace: of decode attention; free while a small step runs.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        device: torch.device,
+        num_processors: int,
+        max_requests: int,
+        tables: DecodeTables,
+        workspace: DecodeWorkspace,
+    ) -> None:
+        self._device, self._max_requests = device, max_requests
+        self._decode_tables, self._decode_workspace = tables, workspace
+        self._tables = ExtendTables.of(geometry, device)
+        self._workspace = ExtendWorkspace.allocate(
+            self._tables, num_processors * PROGRAMS_PER_SM, MAX_STEP_TOKENS, max_requests
+        )
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def load(self, step: LayerStep) -> None:
+        """Load what cuts and schedules, compiled for powers of two, and what attends: to nothing.
+
+        Args:
+            step: whose caches and type the kernels are for.
+        """
+        most = power_of_two(self._max_requests)
+        zeros = step.view.seq_lens.new_zeros(most + 1)
+        nothing = step.view._replace(seq_lens=zeros[: self._max_requests], query_start=zeros)
+        for exponent in range(most.bit_length()):
+            schedule(nothing, 1 << exponent, self._decode_tables, self._decode_workspace)
+        for requests, tokens in kinds_of_cuts(self._max_requests):
+            some = nothing._replace(seq_lens=zeros[:requests])
+            cut(some, tokens, self._tables, self._workspace)
+        empty = LayerStep(**{**vars(step), "view": nothing})
+        self.attend(empty, lambda: None)
+
+    def attend(self, step: LayerStep, seal: Callable[[], None]) -> None:
+        """Seal what the step completes and attend; the step's first layer cuts it.
+
+        Args:
+            step: one layer; its rows are stored.
+            seal: seals the layer, before those attend that compute more than one token.
+        """
+        view = step.view
+        decodes = view._replace(seq_lens=self._workspace.decode_lens)
+        if step.layer == 0:
+            cut(view, len(step.query), self._tables, self._workspace)
+            requests = len(view.seq_lens)
+            schedule(decodes, requests, self._decode_tables, self._decode_workspace)
+        with self._decoding_beside(step, decodes):
+            seal()
+            extend_attention(
+                step.query,
+                view,
+                tables=self._tables,
+                layer=step.layer,
+                softmax_scale=step.softmax_scale,
+                out=step.out,
+                workspace=self._workspace,
+            )
+
+    @contextmanager
+    def _decoding_beside(self, step: LayerStep, decodes: CacheView) -> Iterator[None]:
+        """Requests of one token attend meanwhile; in a graph that is captured, at the same time.
+
+        They see no chunk that this step seals, so nothing that the rest of it writes.
+        """
+        beside, current = self._beside, None
+        if beside is not None and torch.cuda.is_current_stream_capturing():
+            current = torch.cuda.current_stream(self._device)
+            beside.wait_stream(current)
+        with torch.cuda.stream(beside if current else None):
+            decode_attention(
+                step.query,
+                decodes,
+                tables=self._decode_tables,
+                layer=step.layer,
+                softmax_scale=step.softmax_scale,
+                out=step.out[: len(step.query)],
+                workspace=self._decode_workspace,
+                among_others=True,
+            )
+        yield
+        if beside is not None and current is not None:
+            current.wait_stream(beside)
