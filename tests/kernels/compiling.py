@@ -37,6 +37,7 @@ from tangram.kernels.prefill import choose_blocks, make_head_table, make_tiles
 from tangram.kernels.prefill import kernel as prefill_kernel
 from tangram.kernels.seal_decode import KERNEL_SCORERS, SealTables
 from tangram.kernels.seal_decode import kernel as seal_kernel
+from tangram.kernels.served import DTYPES
 from tangram.kernels.sizes import HEAD_SIZES, shared_bytes
 from tangram.scorers import get_scorer
 from tests.kernels import (
@@ -211,9 +212,8 @@ def few() -> Iterator[Callable[[], None]]:
 
 
 def everything() -> Iterator[Callable[[], None]]:
-    """Every kernel for every type and head size; float32 serves tests only."""
-    types = torch.bfloat16, torch.float16, torch.float32
-    for dtype, head_size in itertools.product(types, HEAD_SIZES):
+    """Every kernel for every type and head size that is served."""
+    for dtype, head_size in itertools.product(DTYPES, HEAD_SIZES):
         for heads in ((1, 4), (4, 1), (4, 4), (7, 2), (8, 2)):
             shape = Shape(dtype, head_size, *heads)
             yield from (partial(launch, shape) for launch in (store, store_queries, decode))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that a block of threads can have; an H200's on what is no GPU."""
     if device.type != "cuda":
         return HOPPER_SHARED_BYTES
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)  # typed without this attribute
+    return int(properties.shared_memory_per_block_optin)
 
 
 def power_of_two(count: int) -> int:

@@ -45,13 +45,12 @@ class Blocks:
 def choose_blocks(head_size: int, itemsize_bytes: int, shared_bytes: int) -> Blocks:
     """The fastest tiles measured on an H200 for a head size, in two-byte types.
 
-    Float32 takes tiles that fit the same memory; it serves tests only. So do large heads where a
-    block of threads has little shared memory.
+    Float32 takes tiles that fit the same memory; it serves tests only. Large heads take smaller
+    ones where a block of threads has little shared memory.
     """
-    is_tight = head_size > 128 and shared_bytes <= SMALL_SHARED_BYTES
     if itemsize_bytes > 2:
-        return Blocks(query_rows=32 if is_tight else 64, key_rows=32, warps=8, stages=1)
-    if is_tight:
+        return Blocks(query_rows=64, key_rows=32, warps=8, stages=1)
+    if head_size > 128 and shared_bytes <= SMALL_SHARED_BYTES:
         return Blocks(query_rows=64, key_rows=32, warps=4, stages=2)
     if head_size > 128:
         return Blocks(query_rows=128, key_rows=64, warps=8, stages=2)
