@@ -32,6 +32,7 @@ from tangram.kernels.launch import Remembering  # noqa: E402
 from tangram.kernels.prefill import choose_blocks  # noqa: E402
 from tangram.kernels.prefill import kernel as prefill  # noqa: E402
 from tangram.kernels.seal_decode import kernel as seal  # noqa: E402
+from tangram.kernels.sizes import shared_bytes  # noqa: E402
 from tangram.kernels.store import kernel as store  # noqa: E402
 from tangram.kernels.store_queries import kernel as store_queries  # noqa: E402
 from tests.kernels import test_decode  # noqa: E402
@@ -86,7 +87,8 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     tables = server.tables([0])
     g = make_benchmark_geometry(args.retention, "qwen3-4b", BUDGETS[0], seed=args.seed)
     step = Step(g, 1024, 1280, args.seed)
-    triton_only = Ours(step, choose_blocks(128, DTYPE.itemsize))
+    blocks = choose_blocks(128, DTYPE.itemsize, shared_bytes(torch.device("cuda")))
+    triton_only = Ours(step, blocks)
     lengths = [1000 + 7 * i for i in range(16)]
     geometry = test_decode.llama_like(layers=1)
     case = test_decode.make_case(
@@ -101,7 +103,7 @@ def calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     }
     attention = bench_prefill.find_attention(args, g)
     if attention is not None:
-        large = Ours(step, choose_blocks(128, DTYPE.itemsize), attention)
+        large = Ours(step, blocks, attention)
         found["prefill with FlashAttention 3"] = lambda: large.layer(0)
     return found
 

@@ -52,6 +52,7 @@ from benchmarks.kernels.prefill_step import (  # noqa: E402
 from tangram.geometry import Geometry  # noqa: E402
 from tangram.kernels.flash import PagedAttention, fits, sealed_pairs  # noqa: E402
 from tangram.kernels.prefill import Blocks, choose_blocks  # noqa: E402
+from tangram.kernels.sizes import shared_bytes  # noqa: E402
 from tests.kernels.inputs import TOLERANCE  # noqa: E402
 from tests.kernels.paged_attention import paged_attention  # noqa: E402
 
@@ -254,7 +255,7 @@ def main() -> None:
     tried = {
         size: [Blocks(*numbers) for numbers in SWEEP[size]]
         if args.sweep
-        else [choose_blocks(size, DTYPE.itemsize)]
+        else [choose_blocks(size, DTYPE.itemsize, shared_bytes(torch.device("cuda")))]
         for size in args.head_sizes
     }
     with ProcessPoolExecutor(12, mp_context=get_context("spawn")) as pool:

@@ -1,11 +1,7 @@
 """Ragged decode attention: the kernel against the reference, wherever the kernel runs."""
 
 import itertools
-import os
 import random
-import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -17,36 +13,6 @@ from tests.kernels.inputs import TOLERANCE, make_geometry, make_pool, relative_e
 
 SCALE = 0.125
 LENGTHS = [1, 63, 64, 65, 0, 127, 128, 129, 300]  # C is 64, and a row is padded
-
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from tangram.kernels.decode import kernel
-_decode = kernel._decode.kernel
-sizes = dict(C=256, W=32, P=16, R=64, RAW_RECIPROCAL=1 << 26, D=128, G=4, HEADS=4, SETS=2,
-             TILE=64, FLOAT32=False, DEPENDENT=True, AHEAD=True)
-wide = {"query_ptr", "sealed_ptr", "recent_ptr", "out_ptr"}
-types = {"partial_ptr": "*fp32", "lse_ptr": "*fp32", "scale_log2": "fp32"}
-names = _decode.arg_names
-source = triton.compiler.ASTSource(
-    _decode,
-    {
-        name: "constexpr" if name in sizes else types.get(
-            name, "*bf16" if name in wide else "*i32" if name.endswith("_ptr") else "i32"
-        )
-        for name in names
-    },
-    constexprs={(names.index(name),): value for name, value in sizes.items()},
-    attrs={
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if name not in sizes and name != "scale_log2" and "table" not in name
-    },
-)
-options = dict(num_warps=4, num_stages=3)
-print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
-"""
 
 
 def make_case(
@@ -237,20 +203,6 @@ def test_a_workspace_serves_one_layer_after_the_other(kernel_device):
         case.workspace = shared
         case.out.fill_(torch.nan)
         check(case)
-
-
-def test_rows_are_loaded_ahead_in_pieces_of_16_bytes(kernel_device):
-    """Triton 3.9 once did neither: it had lost that rows are aligned, and said nothing."""
-    pytest.importorskip("triton.backends.nvidia", reason="Triton cannot compile for CUDA here")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    ptx = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
-    )
-    assert ptx.returncode == 0, ptx.stderr
-    copies = re.findall(r"cp\.async\.cg\.shared\.global \[.*?\], \[.*?\], (\w+)", ptx.stdout)
-    # Keys and values of a tile, by 128 threads: two tiles before the loop, and one in it.
-    assert copies == ["0x10"] * (3 * 2 * 64 * 256 // 16 // 128)
 
 
 # -- larger cases, on the GPU ------------------------------------------------------------------

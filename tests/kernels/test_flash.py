@@ -20,6 +20,7 @@ from tangram.kernels.flash import (
     sealed_pairs,
 )
 from tangram.kernels.segments import Segments, cut_step
+from tangram.kernels.sizes import shared_bytes
 from tests.kernels.inputs import TOLERANCE, Pool, make_geometry, make_pool
 from tests.kernels.inputs import relative_error as error_of
 from tests.kernels.paged_attention import paged_attention
@@ -74,7 +75,9 @@ def run(
 ) -> Tensor:
     """Both parts; the second is given NaN for every sealed row, to prove that it needs none."""
     geometry, device = pool.geometry, query.device
-    blocks = blocks or choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+    blocks = blocks or choose_blocks(
+        geometry.head_size, geometry.itemsize_bytes, shared_bytes(device)
+    )
     step = SealedStep.make(geometry, segments, device)
     part = attend_sealed(
         query, step, pool.view(), head_table=head_table(pool),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tangram.kernels.reference.attend import attend
 from tangram.kernels.segments import Segments, cut_step
+from tangram.kernels.sizes import HOPPER_SHARED_BYTES, SMALL_SHARED_BYTES, shared_bytes
 from tests.kernels.inputs import TOLERANCE, Pool, fill_step_chunks, make_geometry, make_pool
 from tests.kernels.inputs import relative_error as error_of
 
@@ -102,7 +103,9 @@ def is_close(case: Case, device: str, dtype: torch.dtype, blocks: Blocks | None)
 
 def run_kernel(pool: Pool, query: Tensor, segments: Segments, blocks: Blocks | None) -> Tensor:
     geometry, device = pool.geometry, query.device
-    blocks = blocks or choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+    blocks = blocks or choose_blocks(
+        geometry.head_size, geometry.itemsize_bytes, shared_bytes(device)
+    )
     tokens, heads, size = query.shape
     out = query.new_full((tokens, heads + 1, size), torch.nan)[:, :heads]
     prefill_attention(
@@ -143,6 +146,14 @@ def test_interpreted_it_agrees_with_the_reference(case):
 @pytest.mark.parametrize("case", CASES + LARGE, ids=lambda case: case.name)
 def test_compiled_it_agrees_with_the_reference(case, dtype):
     assert is_close(case, "cuda", dtype, None)
+
+
+def test_tiles_for_little_shared_memory_agree_with_the_reference(kernel_device):
+    case = Case("head size 256", [111, 257], [63, 7], layout={"head_size": 256})
+    dtype = torch.float32 if kernel_device == "cpu" else torch.bfloat16
+    blocks = choose_blocks(256, 2, SMALL_SHARED_BYTES)
+    assert blocks.query_rows < choose_blocks(256, 2, HOPPER_SHARED_BYTES).query_rows
+    assert is_close(case, kernel_device, dtype, blocks)
 
 
 @pytest.mark.gpu

@@ -17,14 +17,14 @@ from torch import Tensor
 from tangram.geometry import Geometry
 from tangram.kernels.decode.tables import DecodeTables, DecodeWorkspace
 from tangram.kernels.prefill.tables import Blocks, choose_blocks
-from tangram.kernels.sizes import power_of_two
+from tangram.kernels.sizes import power_of_two, shared_bytes
 
 TILE_COLUMNS = ("request", "first_query", "num_queries", "position")
 MAX_STEP_TOKENS = 512
 """Tokens up to which a step is small. Larger ones take the device longer than the host takes to
 launch them, and FlashAttention less time for the sealed part."""
 PROGRAMS_PER_SM = 1
-"""A program's tile fills the registers of a multiprocessor: two took 10 to 50 % longer on an H200."""
+"""A program's tile fills a multiprocessor's registers: two took 10 to 50 % longer on an H200."""
 LEAST_TILES, LEAST_REQUESTS = 64, 128
 """That the cut of a step is compiled for; then powers of two."""
 
@@ -46,7 +46,9 @@ class ExtendTables:
         cls, geometry: Geometry, device: torch.device | str, blocks: Blocks | None = None
     ) -> ExtendTables:
         """The tables of a layout; the blocks that were fastest, when none are given."""
-        blocks = blocks or choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+        if blocks is None:
+            memory = shared_bytes(torch.device(device))
+            blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes, memory)
         return cls(DecodeTables.of(geometry, device, heads_per_program=1), blocks)
 
     @property

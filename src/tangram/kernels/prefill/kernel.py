@@ -30,7 +30,7 @@ from torch import Tensor
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.prefill.tables import HEAD_COLUMNS, TILE_COLUMNS, Blocks, choose_blocks
-from tangram.kernels.sizes import HEAD_SIZES
+from tangram.kernels.sizes import HEAD_SIZES, shared_bytes
 
 if TYPE_CHECKING:
     from tangram.kernels.flash import SealedPart
@@ -251,7 +251,7 @@ def prefill_attention(
     assert tiles.is_contiguous() and tiles.shape[1] == len(TILE_COLUMNS)
     assert head_table.is_contiguous() and head_table.shape == (num_kv_heads, len(HEAD_COLUMNS))
     assert head_size in HEAD_SIZES and num_query_heads % num_kv_heads == 0
-    blocks = blocks or choose_blocks(head_size, query.element_size())
+    blocks = blocks or choose_blocks(head_size, query.element_size(), shared_bytes(query.device))
     part = part_lse_ln = None
     num_gathered = 0
     if sealed_part is not None:

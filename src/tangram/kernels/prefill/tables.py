@@ -12,6 +12,7 @@ import numpy as np
 
 from tangram.geometry import Geometry
 from tangram.kernels.segments import Segments
+from tangram.kernels.sizes import SMALL_SHARED_BYTES
 
 TILE_COLUMNS = (
     "request", "first_query", "num_queries", "position", "sealed_chunks", "raw_start",
@@ -41,13 +42,16 @@ class Blocks:
         return self.query_rows // queries_per_kv_head
 
 
-def choose_blocks(head_size: int, itemsize_bytes: int) -> Blocks:
+def choose_blocks(head_size: int, itemsize_bytes: int, shared_bytes: int) -> Blocks:
     """The fastest tiles measured on an H200 for a head size, in two-byte types.
 
-    Float32 takes tiles that fit the same memory; it serves tests only.
+    Float32 takes tiles that fit the same memory; it serves tests only. Large heads take smaller
+    ones where a block of threads has little shared memory.
     """
     if itemsize_bytes > 2:
         return Blocks(query_rows=64, key_rows=32, warps=8, stages=1)
+    if head_size > 128 and shared_bytes <= SMALL_SHARED_BYTES:
+        return Blocks(query_rows=64, key_rows=32, warps=4, stages=2)
     if head_size > 128:
         return Blocks(query_rows=128, key_rows=64, warps=8, stages=2)
     return Blocks(query_rows=128, key_rows=64, warps=8 if head_size > 64 else 4, stages=3)

@@ -22,7 +22,7 @@ from tangram.kernels.launch import remember_compiled
 from tangram.kernels.seal_decode.scorers import SealScorer, tiles_of
 from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
-from tangram.kernels.sizes import power_of_two
+from tangram.kernels.sizes import power_of_two, shared_bytes
 
 _DROPPED_BITS = tl.constexpr(13)  # of a score's 24 significant bits, 11 count
 _HALF = tl.constexpr(1 << 12)
@@ -278,7 +278,7 @@ def seal_decode(
     if requests == 0:
         return
     C_pad = power_of_two(C)
-    tiles = tiles_of(scorer.name, C_pad, D, recent.itemsize)
+    tiles = tiles_of(scorer.name, C_pad, D, recent.itemsize, shared_bytes(recent.device))
     key_bits = _RANK_BITS + C_pad.bit_length() - 1
     assert C <= MAX_CHUNK_TOKENS, f"chunks of {C} tokens, above {MAX_CHUNK_TOKENS}"
     assert view.query_start.shape[0] > requests and len(view.sealed_table) >= requests

@@ -16,7 +16,7 @@ import torch
 
 from tangram.geometry import Geometry
 from tangram.kernels.seal_decode.moments import QueryMoments
-from tangram.kernels.sizes import power_of_two
+from tangram.kernels.sizes import SMALL_SHARED_BYTES, power_of_two
 from tangram.scorers import Scorer
 from tangram.scorers.expected_attention import average_rotation
 
@@ -37,16 +37,19 @@ class Tiles(NamedTuple):
 # The fastest on an H200 at chunks of 256 and heads of 128, carried over to other sizes.
 
 
-def _small(C_pad: int, head_size: int, itemsize: int) -> Tiles:
+def _small(C_pad: int, head_size: int, itemsize: int, shared_bytes: int) -> Tiles:
     """Smaller programs, several of them on a processor."""
     warps = min(16, max(4, C_pad * 16 // 2048))
     return _tiles(1 << 13, warps, C_pad, head_size, itemsize)
 
 
-def _attending(C_pad: int, head_size: int, itemsize: int) -> Tiles:
+def _attending(C_pad: int, head_size: int, itemsize: int, shared_bytes: int) -> Tiles:
     """Matrix products want the keys in few tiles; float32 ones must fit the shared memory."""
     elements = 1 << 15 if itemsize == 2 else 1 << 14
-    return _tiles(elements, 8 if C_pad < 1024 else 16, C_pad, head_size, itemsize)
+    tiles = _tiles(elements, 8 if C_pad < 1024 else 16, C_pad, head_size, itemsize)
+    if shared_bytes <= SMALL_SHARED_BYTES:  # it has no room for a second tile of 64 KiB
+        return tiles._replace(stages=min(2, tiles.stages))
+    return tiles
 
 
 def _tiles(elements: int, warps: int, C_pad: int, head_size: int, itemsize: int) -> Tiles:
@@ -56,7 +59,7 @@ def _tiles(elements: int, warps: int, C_pad: int, head_size: int, itemsize: int)
     return Tiles(tile(head_size), tile(2 * head_size), warps, 3 if itemsize == 2 else 1)
 
 
-def _expecting(C_pad: int, head_size: int, itemsize: int) -> Tiles:
+def _expecting(C_pad: int, head_size: int, itemsize: int, shared_bytes: int) -> Tiles:
     """Keys, a product and what it is made of fit the registers.
 
     Float32, which serves tests only, is multiplied without matrix units and takes the least.
@@ -72,14 +75,15 @@ class ScorerKernel:
     """How the kernel runs a scorer.
 
     Attributes:
-        tiles: (chunk padded to a power of two, head size, bytes of an element) to tiles.
+        tiles: (chunk padded to a power of two, head size, bytes of an element, shared memory that a
+            block of threads can have) to tiles.
         reads_queries: whether it looks at the window's queries, in the ring or of the step.
         smooth_parameter: parameter of the scorer that says over how many tokens scores are
             averaged; None if they are not.
         moments: makes what it must know of queries, by `SealScorer.of`; None if nothing.
     """
 
-    tiles: Callable[[int, int, int], Tiles]
+    tiles: Callable[[int, int, int, int], Tiles]
     reads_queries: bool = False
     smooth_parameter: str | None = None
     moments: Callable[..., QueryMoments] | None = None
@@ -162,6 +166,6 @@ class SealScorer:
 
 
 @cache
-def tiles_of(name: str, C_pad: int, head_size: int, itemsize: int) -> Tiles:
+def tiles_of(name: str, C_pad: int, head_size: int, itemsize: int, shared_bytes: int) -> Tiles:
     """Tiles of a scorer's launch."""
-    return KERNELS[name].tiles(C_pad, head_size, itemsize)
+    return KERNELS[name].tiles(C_pad, head_size, itemsize, shared_bytes)

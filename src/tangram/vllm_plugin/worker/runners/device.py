@@ -40,6 +40,7 @@ from tangram.kernels.seal_decode import (
     seal_decode,
 )
 from tangram.kernels.segments import Segments
+from tangram.kernels.sizes import shared_bytes
 from tangram.kernels.store import store
 from tangram.vllm_plugin.worker.runners.sealing import sample_drift
 from tangram.vllm_plugin.worker.runners.small_steps import SmallSteps
@@ -91,7 +92,9 @@ class DeviceKernels:
             torch.from_numpy(make_head_table(geometry, layer)).to(device)
             for layer in range(geometry.num_layers)
         ]
-        self._blocks = choose_blocks(geometry.head_size, geometry.itemsize_bytes)
+        self._blocks = choose_blocks(
+            geometry.head_size, geometry.itemsize_bytes, shared_bytes(device)
+        )
         self._flash, self._flash_workspace = flash, SealedWorkspace(device)
         self._max_step_tokens = max_step_tokens
 
