@@ -15,6 +15,7 @@ import logging
 import pathlib
 import subprocess
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ import torch
 from tangram.vllm_plugin.compat.hook import Hook, find, members
 
 OTHERS: tuple[Any, ...] = (
-    str, dict, list, set, tuple, int, float, type, memoryview, BaseException, property,
+    str, dict, list, set, tuple, deque, int, float, type, memoryview, BaseException, property,
     types.CodeType, types.FunctionType, inspect.Signature, inspect.BoundArguments, pathlib.Path,
     argparse.ArgumentParser, subprocess.Popen, logging.Logger, dis.Instruction,
     torch.Tensor, torch.Generator, torch.nn.Module, torch.cuda.Event, numpy.ndarray,
@@ -58,7 +59,6 @@ REVIEWED = {
     "kv_cache_scheme": "of a quantisation's configuration, where it has it",
     "multi_processor_count": "of torch's device properties",
     "name": "of fields and of our scorers",
-    "num_tokens": "of our metadata",
     "overridden_by_tangram": "our mark on a function",
     "runner": "of our sealed cache",
 }

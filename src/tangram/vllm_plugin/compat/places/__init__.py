@@ -13,6 +13,7 @@ from tangram.vllm_plugin.compat.places import (
     configuration,
     engines,
     metrics,
+    scheduling,
     worker,
 )
 
@@ -20,6 +21,7 @@ PLACES: dict[str, tuple[Hook, ...]] = {
     "Flags and configuration": configuration.HOOKS,
     "Attention": attention.HOOKS,
     "Cache groups": cache_groups.HOOKS,
+    "Scheduler": scheduling.HOOKS,
     "Metrics": metrics.HOOKS,
     "Worker": worker.HOOKS,
     "Engines driven from outside": engines.HOOKS,
