@@ -1,12 +1,12 @@
 """Which waiting request is admitted next: one whose history is cached, before it is evicted.
 
-Admitted in the order of arrival, requests whose history is gone evict the histories of those behind
-them. So each waits as if it had come later by some times its own uncached tokens.
+Admitted in the order of arrival, requests whose history is gone keep those behind them waiting, and
+evict what is cached of them. So each waits as if it had come later by some times its own uncached
+tokens: nobody is passed by a request that came later than that.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 PATIENCE = 64
-"""Tokens that the engine computes while one token that is not cached may be passed."""
-
-MAX_CONSIDERED = 64
-"""Waiting requests that are put in order; those behind them wait in the order of arrival."""
+"""Tokens that the engine computes while a request may still be passed, for each one of its own that
+is not cached."""
 
 
 @dataclass
@@ -30,30 +28,23 @@ class _Wait:
 
     Attributes:
         came_tokens: what the engine had computed when it came.
-        looked_tokens: the same when its history was looked up last; -1 for never.
-        uncached_tokens: of its history, as found then.
+        uncached_tokens: of its history, when it first stood in line with others; None before.
     """
 
     came_tokens: int
-    looked_tokens: int = -1
-    uncached_tokens: int = 0
-
-    @property
-    def key(self) -> int:
-        """The lowest is admitted first."""
-        return self.came_tokens + PATIENCE * self.uncached_tokens
+    uncached_tokens: int | None = None
 
 
 class HistoryQueue(FCFSRequestQueue):
     """Waiting requests, those in front whose history is cached.
 
     The clock is what the engine has computed, in tokens: it needs no rate, and goes on in every
-    step. The order is made when a step first asks for a request, and kept for that step.
+    step. A request has its place for good when the next step looks at it: what is evicted or cached
+    after that moves nobody, so a history is looked up once, and a step without new requests costs
+    nothing.
 
     Args:
-        uncached_tokens: of a request that tokens that would have to be computed now. It is asked
-            for new requests, for the first in the order until it stays the first, and for the one
-            that was looked up longest ago.
+        uncached_tokens: how many tokens of a request would have to be computed now.
     """
 
     def __init__(self, uncached_tokens: Callable[[Request], int]) -> None:
@@ -61,53 +52,29 @@ class HistoryQueue(FCFSRequestQueue):
         self.clock_tokens = 0
         self._uncached_tokens = uncached_tokens
         self._waits: WeakKeyDictionary[Request, _Wait] = WeakKeyDictionary()
-        self._is_ordered = False
-
-    def advance(self, computed_tokens: int) -> None:
-        """A step was planned that computes so many tokens."""
-        self.clock_tokens += computed_tokens
-        self._is_ordered = False
+        self._has_new = False
 
     def add_request(self, request: Request) -> None:  # noqa: D102
         self._waits[request] = _Wait(self.clock_tokens)
+        self._has_new = True
         super().add_request(request)
 
     def peek_request(self) -> Request:  # noqa: D102
-        if not self._is_ordered:
-            self._is_ordered = True
-            self._order()
+        if self._has_new and len(self) > 1:
+            ordered = sorted(self, key=self._place)
+            self.clear()
+            self.extend(ordered)
+            self._has_new = False
         return super().peek_request()
 
-    def _order(self) -> None:
-        considered = [self.popleft() for _ in range(min(len(self), MAX_CONSIDERED))]
-        # Preempted requests have no place by key: vLLM put them in front.
-        first = [r for r in considered if r.status == RequestStatus.PREEMPTED]
-        others = [r for r in considered if r.status != RequestStatus.PREEMPTED]
-        if len(others) > 1:
-            others = self._by_key(others)
-        self.extendleft(reversed(first + others))
-
-    def _by_key(self, requests: list[Request]) -> list[Request]:
-        waits = [self._waits.setdefault(r, _Wait(0)) for r in requests]
-        renewed: set[int] = set()
-
-        def renew(index: int) -> None:
-            wait = waits[index]
-            wait.uncached_tokens = self._uncached_tokens(requests[index])
-            wait.looked_tokens = self.clock_tokens
-            renewed.add(index)
-
-        renew(min(range(len(waits)), key=lambda index: waits[index].looked_tokens))
-        for index, wait in enumerate(waits):
-            if wait.looked_tokens < 0:
-                renew(index)
-        heap = [(wait.key, index) for index, wait in enumerate(waits)]
-        heapq.heapify(heap)
-        # What was found may be evicted by now: the first is looked up until it stays the first.
-        while (index := heap[0][1]) not in renewed:
-            renew(index)
-            heapq.heapreplace(heap, (waits[index].key, index))
-        return [requests[index] for _, index in sorted(heap)]
+    def _place(self, request: Request) -> int:
+        """The lowest is admitted first."""
+        wait = self._waits.get(request)
+        if wait is None or request.status == RequestStatus.PREEMPTED:
+            return -1  # vLLM put it in front of all others.
+        if wait.uncached_tokens is None:
+            wait.uncached_tokens = self._uncached_tokens(request)
+        return wait.came_tokens + PATIENCE * wait.uncached_tokens
 
 
 class _AdmitsByHistory:
@@ -119,15 +86,15 @@ class _AdmitsByHistory:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         planned = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        self._by_history.advance(planned.total_num_scheduled_tokens)
+        self._by_history.clock_tokens += planned.total_num_scheduled_tokens
         return planned
 
     def _uncached_tokens(self, request: Request) -> int:
-        """What would be computed of a request; neither statistics nor blocks notice the look."""
+        """Neither statistics nor the order of eviction notice the look."""
         manager: Any = self.kv_cache_manager  # type: ignore[attr-defined]
-        if not manager.prefix_cache_lookup_enabled(request):
-            return request.num_tokens
         tokens = request.num_tokens
+        if not manager.prefix_cache_lookup_enabled(request):
+            return tokens
         _, hit, _ = manager.coordinator.find_longest_cache_hit(request.block_hashes, tokens - 1)
         return tokens - hit
 

@@ -1,4 +1,4 @@
-"""The scheduler: in which order it admits requests that wait, and how their history is looked up."""
+"""The scheduler: in which order it admits requests that wait, and what it finds of them."""
 
 from tangram.vllm_plugin.compat.hook import Hook, has, takes, uses
 
