@@ -219,7 +219,7 @@ def compression_arguments(options: CompressionOptions) -> list[str]:
     given |= {name: value for name, value in options.to_mapping().items() if value is not None}
     for name, value in given.items():
         if name in _SWITCHES:
-            arguments.append(flag(name, value))
+            arguments += [] if value else [flag(name, value)]
         elif name != "enable_compression":
             arguments += [flag(name), flag_value(value)]
     return arguments
