@@ -26,7 +26,6 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -127,7 +126,7 @@ class Engine:
         hash_of = get_hash_fn_by_name(cache.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hash_of)
         self._hasher = kv_cache_utils.get_request_block_hasher(sizes[1], hash_of)
-        self.scheduler = Scheduler(
+        self.scheduler = self.config.scheduler_config.get_scheduler_cls()(
             vllm_config=self.config,
             kv_cache_config=pool,
             structured_output_manager=StructuredOutputManager(self.config),
@@ -195,7 +194,7 @@ def _configured(
     given = dict(
         model=model.served, skip_tokenizer_init=True, load_format="dummy", dtype=args.dtype,
         max_model_len=args.max_model_len, max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_batched_tokens=args.max_num_batched_tokens, async_scheduling=False,
     )  # fmt: skip
     identity = ModelIdentity.from_config(model.config)
     layers = [f"model.layers.{layer}.attn" for layer in range(identity.num_layers)]
@@ -211,6 +210,7 @@ def _configured(
         return config, dict.fromkeys(layers, full), 1.0, "LBNHC"
     register()
     options, _ = compression(side, model, args, Path(model.served).parent)
+    options = replace(options, compression_admission=not args.first_come)
     given |= {"additional_config": {CONFIG_KEY: options.to_mapping()}}
     given |= {"prefix_cache_retention_interval": args.retention_interval}
     config = EngineArgs(**given).create_engine_config()
@@ -283,7 +283,9 @@ def simulate(
     names = map(str, itertools.count())
     now, start, waiting = 0.0, None, set(range(joined)) if closed else set()
     found = {"requests": 0, "came": 0, "prompt_tokens": 0, "cached_tokens": 0}
-    first_token_s = []
+    first_token_s: list[float] = []
+    new_first_token_s: list[float] = []
+    new: set[str] = set()
     while start is None or now < start + window_s:
         while due and due[0][0] <= now:
             due_s, number = heapq.heappop(due)
@@ -296,6 +298,8 @@ def simulate(
             name = next(names)
             live[name] = engine.add(name, list(player.history), turn.answer_tokens, now)
             asked[name], unanswered[name] = number, due_s
+            if player.turn == 0:
+                new.add(name)
             found["came"] += start is not None and due_s >= start
         if not live:
             if not due:
@@ -308,9 +312,10 @@ def simulate(
         now += seconds
         answered = [name for name in unanswered if live[name].num_output_tokens]
         waiting -= {asked[name] for name in answered}
-        taken_s = [now - unanswered.pop(name) for name in answered]
+        taken_s = {name: now - unanswered.pop(name) for name in answered}
         if start is not None:
-            first_token_s += taken_s
+            first_token_s += taken_s.values()
+            new_first_token_s += [taken_s[name] for name in new & taken_s.keys()]
             found["prompt_tokens"] += sum(live[name].num_prompt_tokens for name in begun)
             found["cached_tokens"] += sum(begun.values())
             found["requests"] += len(ended)
@@ -334,6 +339,7 @@ def simulate(
         "window_s": now - start,
         "requests_per_s": found["requests"] / (now - start),
         "ttft_s": spread(first_token_s),
+        "ttft_new_s": spread(new_first_token_s),
         "cached_share": found["cached_tokens"] / max(1, found["prompt_tokens"]),
     }
 
@@ -359,6 +365,7 @@ def main(argv: list[str] | None = None) -> int:
         line |= {"ratio": None if side == "stock" else args.ratio, "level": str(level)}
         line |= {"think_s": workload.think_s, "memory_gib": args.memory_gib}
         line |= {"slower": args.slower}
+        line |= {"admission": type(engine.scheduler).__name__}
         line |= {"blocks": engine.config.cache_config.num_gpu_blocks}
         line |= {"retention_interval": engine.config.cache_config.prefix_cache_retention_interval}
         print(
@@ -400,6 +407,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="tokens between boundaries of a prompt that stay resumable, or dense (default: 4096)",
     )
+    add("--first-come", action="store_true", help="--no-compression-admission")
     add("--commit", help="where the tree is no git checkout")
     add("--out", type=output_file, help="JSON lines are appended there")
     return made

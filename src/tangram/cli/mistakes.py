@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tangram.arguments import Parser
 from tangram.errors import ConfigurationError
-from tangram.plan.options import flag, option_names
+from tangram.plan.options import flag, flag_names
 
 _LIKENESS = 0.8
 _PORT = 8000
@@ -48,7 +48,7 @@ def check_arguments(arguments: Sequence[str], flags: Iterable[str]) -> None:
 
 def _check_flags(flags: Sequence[str]) -> None:
     """Refuse what vLLM does not know either, and is so like one that is known to be meant."""
-    ours = {flag(name) for name in option_names()}
+    ours = flag_names()
     asked = [name for name in flags if name.startswith("--") and name not in ours]
     vllm = vllm_flags() if asked else set()
     for name in asked:

@@ -38,6 +38,7 @@ class LLM(vllm.LLM):
         compression_level: str | None = None,
         compression_profile: str | None = None,
         compression_drift_sample: int | None = None,
+        compression_admission: bool | None = None,
         additional_config: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -52,6 +53,7 @@ class LLM(vllm.LLM):
             "compression_level": compression_level,
             "compression_profile": compression_profile,
             "compression_drift_sample": compression_drift_sample,
+            "compression_admission": compression_admission,
         }
         given = {name: value for name, value in given.items() if value is not None}
         if given and not enable_compression:

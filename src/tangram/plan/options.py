@@ -42,6 +42,7 @@ class CompressionOptions:
             one from the cache, which is calibrated before the start if it is not there. Flags of a
             server stand for `auto` when this one is not given; everywhere else it is `none`.
         compression_drift_sample: of so many sealed chunks one is compared with the profile.
+        compression_admission: whether waiting requests whose history is cached go first.
     """
 
     enable_compression: bool = True
@@ -55,6 +56,7 @@ class CompressionOptions:
     compression_level: str | None = None
     compression_profile: str | None = None
     compression_drift_sample: int = 0
+    compression_admission: bool = True
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> CompressionOptions:
@@ -102,10 +104,9 @@ class CompressionOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigurationError(f"{flag(name)} is {value!r}: give a whole number")
-        if not isinstance(self.enable_compression, bool):
-            raise ConfigurationError(
-                f"{flag('enable_compression')} is {self.enable_compression!r}: give true or false"
-            )
+        for name in ("enable_compression", "compression_admission"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigurationError(f"{flag(name)} is {value!r}: give true or false")
         ratio = self.compression_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise ConfigurationError(
@@ -153,6 +154,8 @@ _HELP = {
     "calibrated first if it is not there (default of servers); none: uniform budgets.",
     "compression_drift_sample": "Compare one of every N sealed chunks with the profile, to see "
     "whether calibration covers the traffic (default: 0, none).",
+    "compression_admission": "Admit waiting requests whose history is cached before others, within "
+    "bounds, rather than first come, first served (default: on).",
 }
 _TYPES = {
     "compression_ratio": float,
@@ -162,6 +165,8 @@ _TYPES = {
     "compression_n_sink_tokens": int,
     "compression_drift_sample": int,
 }
+_SWITCHES = ("compression_admission",)
+"""Options that are on, and whose flag takes `--no-` before its name."""
 
 
 def option_names() -> set[str]:
@@ -169,9 +174,14 @@ def option_names() -> set[str]:
     return set(_HELP)
 
 
-def flag(name: str) -> str:
-    """The flag of an option."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, value: object = None) -> str:
+    """The flag of an option, of one that is turned off that which does so."""
+    return ("--no-" if value is False else "--") + name.replace("_", "-")
+
+
+def flag_names() -> set[str]:
+    """The flags of all options, those that turn one off too."""
+    return {flag(name) for name in _HELP} | {flag(name, False) for name in _SWITCHES}
 
 
 def flag_value(value: object) -> str:
@@ -208,7 +218,9 @@ def compression_arguments(options: CompressionOptions) -> list[str]:
     given = {"compression_profile": NO_PROFILE}
     given |= {name: value for name, value in options.to_mapping().items() if value is not None}
     for name, value in given.items():
-        if name != "enable_compression":
+        if name in _SWITCHES:
+            arguments += [] if value else [flag(name, value)]
+        elif name != "enable_compression":
             arguments += [flag(name), flag_value(value)]
     return arguments
 
@@ -220,6 +232,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         text = text.format(names=", ".join(scorer_names(third_party=False)))
         if name == "enable_compression":
             group.add_argument(flag(name), action="store_true", default=None, help=text)
+        elif name in _SWITCHES:
+            negatable = argparse.BooleanOptionalAction
+            group.add_argument(flag(name), action=negatable, default=None, help=text)
         elif name == "compression_level":
             group.add_argument(flag(name), default=None, help=text, metavar="|".join(LEVELS))
         else:
@@ -228,7 +243,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_flags_whole(parser: argparse.ArgumentParser) -> None:
     """Keep the flags from being abbreviated, and from making abbreviations of others ambiguous."""
-    ours = {flag(name) for name in _HELP}
+    ours = flag_names()
     find: Any = getattr(parser, "_get_option_tuples", None)
     if find is None:  # a Python that has it by another name
         return
@@ -252,7 +267,7 @@ def options_from_flags(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if not given.get("enable_compression"):
         raise ConfigurationError(
-            f"{flag(next(iter(given)))} is given without --enable-compression: add "
+            f"{flag(*next(iter(given.items())))} is given without --enable-compression: add "
             "--enable-compression, or leave it out"
         )
     return given

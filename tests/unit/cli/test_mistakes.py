@@ -11,7 +11,7 @@ from tangram import cli
 from tangram.cli import mistakes, serve
 from tangram.cli.mistakes import check_arguments, vllm_flags
 from tangram.errors import ConfigurationError
-from tangram.plan.options import flag, option_names
+from tangram.plan.options import flag_names
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_no_option_of_vllm_is_taken_for_a_mistake():
     options = [o for o in parser._option_string_actions if o.startswith("--")]
     assert len(options) > 200
     mistakes._check_flags(options)
-    known = vllm_flags() | {"--help"} | set(map(flag, option_names()))
+    known = vllm_flags() | {"--help"} | flag_names()
     assert [option for option in options if option not in known] == []
 
 

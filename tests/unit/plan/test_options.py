@@ -11,6 +11,7 @@ from tangram.plan.options import (
     CompressionOptions,
     add_flags,
     compression_arguments,
+    flag_names,
     option_names,
     options_from_flags,
 )
@@ -94,3 +95,23 @@ def test_a_scorer_of_another_package_has_parameters_too():
         ScorerError, match=r"-parameters: .*not supported.*\(value_norm takes order"
     ):
         options("value_norm", {"order": "x"})
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_order_of_admission_survives_the_flags(is_on):
+    asked = CompressionOptions(compression_admission=is_on)
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    given = options_from_flags(parser.parse_args(compression_arguments(asked)))
+    assert CompressionOptions.from_mapping(given).compression_admission is is_on
+    assert ("--no-compression-admission" in compression_arguments(asked)) is not is_on
+    assert set(flag_names()) >= {"--compression-admission", "--no-compression-admission"}
+
+
+def test_a_switch_is_refused_by_the_flag_that_was_given():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    with pytest.raises(ConfigurationError, match="^--no-compression-admission is given without"):
+        options_from_flags(parser.parse_args(["--no-compression-admission"]))
+    with pytest.raises(ConfigurationError, match="--compression-admission is 'no': give true"):
+        CompressionOptions.from_mapping({"compression_admission": "no"})

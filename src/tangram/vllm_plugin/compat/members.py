@@ -23,6 +23,9 @@ SUBCLASSED = (
     "vllm.v1.attention.backend:AttentionBackend",
     "vllm.v1.attention.backend:AttentionImpl",
     "vllm.v1.attention.backend:AttentionMetadataBuilder",
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+    "vllm.v1.core.sched.request_queue:FCFSRequestQueue",
+    "vllm.v1.core.sched.scheduler:Scheduler",
     "vllm.v1.core.single_type_kv_cache_manager:CircularBufferManager",
     "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager",
     "vllm.v1.core.single_type_kv_cache_manager:SlidingWindowManager",
@@ -93,6 +96,46 @@ MEMBERS = {
         reorder_batch_threshold requires_block_table_width
         supports_draft_decode_metadata_update supports_update_block_table update_block_table
         update_draft_decode_metadata
+    """,
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler": """
+        _update_after_schedule _update_request_with_output
+    """,
+    "vllm.v1.core.sched.interface:SchedulerInterface": """
+        add_request finish_requests get_ec_connector get_grammar_bitmask get_kv_cache_usage
+        get_kv_connector get_kv_event_publisher_config get_num_unfinished_requests
+        get_request_counts has_finished_requests has_requests has_unfinished_requests
+        make_stats pause_state reset_encoder_cache reset_prefix_cache schedule
+        set_pause_state shutdown update_draft_token_ids update_draft_token_ids_in_output
+        update_from_output
+    """,
+    "vllm.v1.core.sched.request_queue:FCFSRequestQueue": """
+        add_request peek_request pop_request prepend_request prepend_requests remove_request
+        remove_requests
+    """,
+    "vllm.v1.core.sched.request_queue:RequestQueue": """
+        add_request peek_request pop_request prepend_request prepend_requests remove_request
+        remove_requests
+    """,
+    "vllm.v1.core.sched.scheduler:Scheduler": """
+        _allocate_encoder_inputs _build_kv_connector_meta _connector_finished
+        _drain_deferred_frees _ec_transfer_pending _enqueue_waiting_request _free_blocks
+        _free_cow_retained_blocks _free_encoder_input _free_encoder_inputs _free_request
+        _free_request_blocks _get_local_prefix_cache_hit _get_new_block_ids_to_zero
+        _handle_blocked_waiting_request _handle_failed_recving _handle_invalid_blocks
+        _handle_stopped_request _holds_kv_blocks _inflight_prefill_reserved_blocks
+        _is_blocked_waiting_status _load_restores_replay_window _make_cached_request_data
+        _make_scheduled_encoder_input_stats _mamba_block_aligned_split _mark_prefix_replay
+        _preempt_request _reject_on_encoder_cache_embed_mismatch
+        _request_blocks_can_be_freed _request_remaining_blocks _reserve_prefill_lookahead
+        _set_kv_fetch_stage _try_schedule_encoder_inputs _update_after_schedule
+        _update_from_kv_xfer_finished _update_request_as_session _update_request_with_output
+        _update_requests_with_invalid_blocks _update_waiting_for_remote_kv add_request
+        finish_requests get_ec_connector get_grammar_bitmask get_kv_cache_usage
+        get_kv_connector get_kv_event_publisher_config get_num_unfinished_requests
+        get_request_counts has_finished_requests has_requests make_spec_decoding_stats
+        make_stats pause_state reset_connector_cache reset_encoder_cache reset_prefix_cache
+        schedule set_pause_state shutdown update_draft_token_ids
+        update_draft_token_ids_in_output update_from_output
     """,
     "vllm.v1.core.single_type_kv_cache_manager:CircularBufferManager": """
         _claim_ring_block add_local_computed_blocks allocate_external_computed_blocks

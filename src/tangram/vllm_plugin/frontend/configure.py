@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -16,6 +17,7 @@ from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
 from tangram.plan.supported import WORKER_EXTENSION_PATH
 from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.core.admission import scheduler_name
 from tangram.vllm_plugin.drift.board import name_engine
 from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
 from tangram.vllm_plugin.frontend.hooks import require_hooks
@@ -67,18 +69,44 @@ def configure(
     plan = make_plan(options, model, dtype.itemsize, shape)
     config.additional_config = {
         **config.additional_config,
-        CONFIG_KEY: {**options.to_mapping(), "plan": plan.to_json()},
+        CONFIG_KEY: {**_compiled(options), "plan": plan.to_json()},
     }
     config.cache_config.block_size = plan.geometry.recent_block_tokens
     config.cache_config.prefix_cache_retention_interval = _retention_interval(
         args.prefix_cache_retention_interval, plan.geometry
     )
+    _set_scheduler(config, options)
     add_logger_to_frontend()
     if plan.drift_sample:
         name_engine()
     _announce(options, plan, config.model_config.max_model_len)
     _warn_of_profiling(config, plan.geometry)
     return config
+
+
+def _compiled(options: CompressionOptions) -> dict[str, Any]:
+    """The options, but the order of admission: vLLM keeps what it compiles by a hash of these."""
+    plain = options.to_mapping()
+    del plain["compression_admission"]
+    return plain
+
+
+def _set_scheduler(config: VllmConfig, options: CompressionOptions) -> None:
+    """Have requests with a cached history admitted first, where nobody asked for another order."""
+    scheduler = config.scheduler_config
+    if not options.compression_admission:
+        reason = f"by {flag('compression_admission', False)}"
+    elif scheduler.scheduler_cls is not None:
+        reason = "--scheduler-cls decides"
+    elif scheduler.policy != "fcfs":
+        reason = "--scheduling-policy decides"
+    elif not config.cache_config.enable_prefix_caching:
+        reason = "nothing is cached"
+    else:
+        scheduler.scheduler_cls = scheduler_name(bool(scheduler.async_scheduling))
+        logger.info("waiting requests: those whose history is cached go first")
+        return
+    logger.info("waiting requests: their history does not count, %s", reason)
 
 
 def _warn_of_profiling(config: VllmConfig, geometry: Geometry) -> None:

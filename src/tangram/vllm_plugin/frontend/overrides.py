@@ -29,8 +29,10 @@ def install() -> None:
 
     The flags come last: where an override does not fit this vLLM, its parser does not know them.
     """
+    from vllm.config import SchedulerConfig
     from vllm.engine.arg_utils import EngineArgs
 
+    override(SchedulerConfig, "get_scheduler_cls", _get_scheduler_cls, {"self"})
     override(EngineArgs, "create_engine_config", _create_engine_config, {"self"})
     override(EngineArgs, "from_cli_args", _from_cli_args, {"cls", "args"})
     override(EngineArgs, "add_cli_args", _add_cli_args, {"parser"})
@@ -92,3 +94,16 @@ def _create_engine_config(original: Callable) -> Callable:
         return configure(self, options, lambda: original(self, *args, **kwargs))
 
     return create_engine_config
+
+
+def _get_scheduler_cls(original: Callable) -> Callable:
+    """vLLM warns that a scheduler from outside may be slow, which ours is not: it is vLLM's own."""
+
+    def get_scheduler_cls(self: Any) -> Any:
+        if not str(self.scheduler_cls).startswith("tangram."):
+            return original(self)
+        from tangram.vllm_plugin.core.admission import SCHEDULERS
+
+        return SCHEDULERS.get(self.scheduler_cls) or original(self)
+
+    return get_scheduler_cls

@@ -15,6 +15,7 @@ import logging
 import pathlib
 import subprocess
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ import torch
 from tangram.vllm_plugin.compat.hook import Hook, find, members
 
 OTHERS: tuple[Any, ...] = (
-    str, dict, list, set, tuple, int, float, type, memoryview, BaseException, property,
+    str, dict, list, set, tuple, deque, int, float, type, memoryview, BaseException, property,
     types.CodeType, types.FunctionType, inspect.Signature, inspect.BoundArguments, pathlib.Path,
     argparse.ArgumentParser, subprocess.Popen, logging.Logger, dis.Instruction,
     torch.Tensor, torch.Generator, torch.nn.Module, torch.cuda.Event, torch.cuda.Stream,

@@ -53,9 +53,9 @@ SNIPPETS = {
     "a field that is set": ("def f(config): config.no_such_field = 1", "no_such_field"),
     "by its name": ("def f(x): return getattr(x, 'no_such_field', None)", "no_such_field"),
     "whether it is there": ("def f(x): return hasattr(x, 'no_such_field')", "no_such_field"),
-    "by a name of ours that vLLM has too": ("def f(s): return s.waiting", "waiting"),
+    "by a name of ours that vLLM has too": ("def f(s): return s.token_ids", "token_ids"),
     "by any name": ("def f(x, n): return getattr(x, n)", "getattr(x, n)"),
-    "an import": ("from vllm.v1.request import RequestStatus", "vllm.v1.request:RequestStatus"),
+    "an import": ("from vllm.v1.request import StreamingUpdate", "vllm.v1.request:StreamingUpdate"),
     "an import inside": ("def f():\n from vllm import PoolingParams", "vllm:PoolingParams"),
     "of a module": ("import vllm\nx: vllm.PoolingParams", "vllm:PoolingParams"),
     "a module": ("import vllm.sequence", "vllm.sequence"),
@@ -80,8 +80,8 @@ SNIPPETS = {
     ),
     "a method from outside": (
         "from vllm.v1.core.sched.scheduler import Scheduler\n"
-        "override(Scheduler, 'schedule', make, set())",
-        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "override(Scheduler, 'add_request', make, set())",
+        "vllm.v1.core.sched.scheduler:Scheduler.add_request",
     ),
     "of a class found at run time": ("override(find(x), 'no_such_name', f, set())", "no_such_name"),
 }

@@ -14,6 +14,7 @@ from tangram.vllm_plugin.compat.places import (
     engines,
     graphs,
     metrics,
+    scheduling,
     worker,
 )
 
@@ -21,6 +22,7 @@ PLACES: dict[str, tuple[Hook, ...]] = {
     "Flags and configuration": configuration.HOOKS,
     "Attention": attention.HOOKS,
     "Cache groups": cache_groups.HOOKS,
+    "Scheduler": scheduling.HOOKS,
     "Metrics": metrics.HOOKS,
     "Worker": worker.HOOKS,
     "CUDA graphs": graphs.HOOKS,
