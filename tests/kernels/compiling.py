@@ -42,6 +42,7 @@ from tangram.kernels.sizes import HEAD_SIZES, shared_bytes
 from tangram.scorers import get_scorer
 from tests.kernels import (
     test_decode,
+    test_extend,
     test_prefill,
     test_seal_decode,
     test_store,
@@ -172,6 +173,16 @@ def prefill(shape: Shape, after_flash: bool = False) -> None:
     )
 
 
+def extend(shape: Shape) -> None:
+    """A small step, of prompts and of a single token."""
+    case = test_prefill.Case("", [3 * shape.chunk_size_tokens, 99], [65, 1], layout=shape.layout())
+    memory = shared_bytes(torch.device("cuda:0"))
+    blocks = choose_blocks(shape.head_size, shape.dtype.itemsize, memory)
+    step = test_extend.make_step(case, "cpu", shape.dtype, blocks=blocks)
+    step.query, step.out, step.view = on_gpu(step.query), on_gpu(step.out), view_on_gpu(step.view)
+    test_extend.launch(step)
+
+
 def nothing_seen(*, q: Tensor, out: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
     """Stands for FlashAttention, which is not ours to compile."""
     return out, torch.empty(q.shape[1], q.shape[0])
@@ -206,6 +217,7 @@ def few() -> Iterator[Callable[[], None]]:
     """Every kernel once, and those with much shared memory for a few more shapes."""
     yield from (partial(launch, COMMON) for launch in (store, store_queries, decode))
     yield from (partial(prefill, COMMON, after_flash=True), partial(prefill, LARGE))
+    yield from (partial(extend, COMMON), partial(extend, LARGE))
     yield from (partial(seal, COMMON, scorer) for scorer in KERNEL_SCORERS)
     yield from (partial(decode, shape, layers=[1]) for shape in (LARGE, SMALL))
     yield from (partial(seal, LARGE, scorer) for scorer in ("snap_kv", "expected_attention"))
@@ -216,7 +228,7 @@ def everything() -> Iterator[Callable[[], None]]:
     for dtype, head_size in itertools.product(DTYPES, HEAD_SIZES):
         for heads in ((1, 4), (4, 1), (4, 4), (7, 2), (8, 2)):
             shape = Shape(dtype, head_size, *heads)
-            yield from (partial(launch, shape) for launch in (store, store_queries, decode))
+            yield from (partial(launch, shape) for launch in (store, store_queries, decode, extend))
             yield from (partial(prefill, shape, after_flash=after) for after in (False, True))
         for chunk, scorer in itertools.product((64, 256, 1024, 2048), KERNEL_SCORERS):
             shape = Shape(dtype, head_size, chunk_size_tokens=chunk)

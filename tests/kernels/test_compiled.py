@@ -49,7 +49,7 @@ def check(capability, found):
     assert waits == ({"_decode", "_combine"} if capability >= 90 else set())
     assert {one.kernel for one in found} == {
         "_store_kernel", "_store_queries_kernel", "_schedule", "_decode", "_combine",
-        "_gather_kernel", "_prefill_kernel", "_seal_kernel",
+        "_gather_kernel", "_prefill_kernel", "_seal_kernel", "_cut", "_extend", "_combine_tiles",
     }  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def _extend(
 
 @remember_compiled
 @triton.jit
-def _combine(
+def _combine_tiles(
     cut_ptr,  # [programs, 4] int32, of the layer
     heads_ptr,  # [Hkv + 1, FIRST_HEAD + 1] int32, of the layer
     tiles_ptr,  # [tiles, COLUMNS] int32
@@ -314,7 +314,7 @@ def extend_attention(
         num_warps=blocks.warps,
         num_stages=blocks.stages,
     )
-    _combine[(programs, blocks.query_rows // _COMBINED_ROWS)](
+    _combine_tiles[(programs, blocks.query_rows // _COMBINED_ROWS)](
         parts.cut[layer],
         heads,
         workspace.tiles,
