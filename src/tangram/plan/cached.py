@@ -1,4 +1,4 @@
-"""Which file of the cache is the profile of a server that was told of none."""
+"""Which file of the cache is the profile of an engine that was told of none."""
 
 from __future__ import annotations
 
@@ -36,8 +36,17 @@ def calibrate_arguments() -> list[str]:
 
 
 def needs_profile(options: CompressionOptions) -> bool:
-    """Whether budgets or scores are made of a profile's statistics."""
-    return options.compression_level != "uniform" or bool(options.scorer.needs_statistics)
+    """Whether budgets, scores or drift are made of a profile's statistics.
+
+    At ratio 1 every row is kept, whatever the budgets come from.
+    """
+    is_cut = options.compression_level is None and options.compression_ratio < 1
+    return (
+        is_cut
+        or options.compression_level not in (None, "uniform")
+        or options.compression_drift_sample > 0
+        or bool(options.scorer.needs_statistics)
+    )
 
 
 def without_profile(options: CompressionOptions) -> CompressionOptions:
@@ -120,6 +129,31 @@ def with_cached_profile(
         f"{reason}: a server would calibrate one first, with budgets of the same total; those "
         "shown are uniform, unless --compression-profile names a file.",
     )
+
+
+def with_profile_at_hand(
+    options: CompressionOptions, model: str, identity: ModelIdentity, option: str
+) -> CompressionOptions:
+    """The options with the profile that a server would take by itself, where it is cached.
+
+    Args:
+        options: what is asked for.
+        model: folder or name of the model.
+        identity: the network.
+        option: of the command, which names a profile.
+
+    Raises:
+        ConfigurationError: uniform budgets would take the place of a profile that is not there.
+    """
+    options, missing = with_cached_profile(options, model, identity)
+    if missing:
+        name, out = options.scorer.name, f"{options.scorer.name}.profile"
+        raise ConfigurationError(
+            f"{option} is not given, and no profile of {model} with scorer {name} is cached: make "
+            f"one with `tangram calibrate {model} --compression-scorer {name} --out {out}` and "
+            f"give {option} {out}, or give {option} none for uniform budgets, which lose answers"
+        )
+    return options
 
 
 def _folder(model: str) -> str:
