@@ -12,6 +12,7 @@ for every step that a graph serves, `absent` is vLLM that does not load the plug
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from benchmarks.kernels.common import provenance, write_line
 from benchmarks.loads import draw
 
 UNEVEN = "1x128K-31x2K"
-FOLLOW_UPS = tuple((cached, decodes) for cached in (8192, 47104) for decodes in (0, 16, 48))
+CACHED, DECODES = (8192, 47104), (0, 16, 48)
 DECODE_POINTS = ((4, 32768), (16, 32768), (64, 8192))
 CONTEXT = 32768
 
@@ -105,7 +106,7 @@ def tasks(wanted: list[str], args: argparse.Namespace, share: float) -> list[dic
             lengths = tuple(mean_rows(length, share) for length in lengths)
         add("uneven_decode_step", f"decode {UNEVEN}", lengths=lengths, repeats=3)
     if "follow_up" in wanted:
-        for cached, decodes in FOLLOW_UPS:
+        for cached, decodes in itertools.product(args.cached, DECODES):
             key = f"follow-up {cached} beside {decodes}"
             add("follow_up", key, cached=cached, new=214, decodes=decodes, repeats=9)
     if "throughput" in wanted:
@@ -187,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sides", default="stock,tangram", help="of stock, stock-full, tangram, absent"
     )
+    made.add_argument("--cached", type=int, nargs="+", default=CACHED, help="of follow-ups")
     made.add_argument("--requests", type=int, default=128, help="of the throughput run")
     made.add_argument("--turns", type=int, default=1, help="of the throughput run")
     made.add_argument("--max-model-len", type=int, default=36864)
