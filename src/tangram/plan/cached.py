@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tangram.errors import ConfigurationError, ProfileError
+from tangram.installed import is_cpu_build
 from tangram.plan.compression_plan import group_size
 from tangram.plan.models import bundled_model, is_bundled
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
@@ -85,7 +86,8 @@ def cached_profile(
         window_size_tokens=options.compression_window_size,
         n_sink_tokens=options.compression_n_sink_tokens,
         page_group_size=group_size(options, identity.num_kv_heads),
-        recipe=calibrate_arguments(),
+        # On a CPU budgets are not measured by default: no GPU is to take such a profile.
+        recipe=[*calibrate_arguments(), *(["on a CPU"] if is_cpu_build() else [])],
     )
 
 

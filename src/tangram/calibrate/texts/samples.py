@@ -193,12 +193,14 @@ def spread_lengths(count: int, least: int, most: int) -> list[int]:
 
 
 def held_back(count: int) -> list[int]:
-    """Which of `count` samples are kept for measuring: every fifth, at least three.
+    """Which of `count` samples are kept for measuring: a third, or 8 where half of them are as many.
+
+    Fewer do not tell budgets apart. Three at least, and half at most where that is more.
 
     Raises:
         ConfigurationError: too few to leave any for the statistics.
     """
-    held = max(3, count // 5)
+    held = max(3, -(-count // 3), min(8, count // 2))
     if count <= held:
         raise ConfigurationError(
             f"{count} samples are too few to hold {held} of them back for measuring: give more "

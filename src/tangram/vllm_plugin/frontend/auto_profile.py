@@ -17,6 +17,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tangram.children import child, complaint
 from tangram.errors import ConfigurationError, ProfileError
+from tangram.installed import is_cpu_build
 from tangram.plan.cached import (
     cached_profile,
     calibrate_arguments,
@@ -182,4 +183,10 @@ def _calibrate(
             f"{log}). {_REMEDIES.format(model=model)}"
         )
     logger.info("calibrated in %.0f s: %s", time.monotonic() - begun, path)
+    if is_cpu_build() and "--measure" not in arguments:
+        logger.info(
+            "its budgets are of statistics alone, because measuring them takes long on a CPU: "
+            "tangram calibrate %s --measure --out FILE measures, for --compression-profile FILE",
+            model,
+        )
     log.unlink(missing_ok=True)
