@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from vllm.engine.arg_utils import EngineArgs
 
 from tangram.errors import ConfigurationError, ProfileMismatchError

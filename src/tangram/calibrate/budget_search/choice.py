@@ -25,7 +25,7 @@ def choose(each: Mapping[str, np.ndarray]) -> tuple[str, tuple[str, ...]]:
     Returns:
         The name, and the names within noise of the least mean beside it.
     """
-    names = list(reversed(each))
+    names = list(each)[::-1]
     least = min(names, key=lambda name: each[name].mean())
     alike = [name for name in names if _within_noise(each[name] - each[least])]
     taken = min(alike, key=lambda name: np.log(each[name]).mean())

@@ -66,8 +66,8 @@ def check_samples(n_samples: int) -> None:
     """Raise ConfigurationError where there are too few samples to search with."""
     if n_samples < LEAST_SAMPLES:
         raise ConfigurationError(
-            f"budgets are measured on {n_samples} sample(s): give at least {LEAST_SAMPLES}, so that "
-            "some can judge what was chosen on the others"
+            f"budgets are measured on {n_samples} sample(s): give at least {LEAST_SAMPLES}, so "
+            "that some can judge what was chosen on the others"
         )
 
 

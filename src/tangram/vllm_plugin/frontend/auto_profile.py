@@ -1,4 +1,4 @@
-"""The profile of an engine that was told of none: from the cache, or calibrated before the start."""
+"""The profile of an engine that was told of none: cached, or calibrated before the start."""
 
 from __future__ import annotations
 
