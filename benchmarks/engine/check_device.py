@@ -150,7 +150,8 @@ def main() -> int:
                f"{equal:.2f} of the answers equal, first log-probability within {worst:.3f}, "
                f"{right:.3f} right", right=right, equal=equal)  # fmt: skip
         del whole
-        options = {"compression_ratio": 0.5, "compression_scorer": scorer, "page_group_size": 1}
+        options = {"compression_ratio": 0.5, "compression_scorer": scorer, "page_group_size": 1,
+                   "compression_profile": "none"}  # fmt: skip
         how = {} if scorer == args.compiled else {"compilation_config": GRAPHS_ONLY}
         graphs = engine(compressed=True, **how, **options)
         together = ask(graphs, prompts, 300)

@@ -14,7 +14,7 @@ from tangram.errors import ConfigurationError
 from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import RECALL, bundled_model, bundled_profile_options, read_config
-from tangram.plan.options import CompressionOptions, compression_arguments
+from tangram.plan.options import NO_PROFILE, CompressionOptions, compression_arguments
 from tangram.profile import ModelIdentity
 from tangram.serving.scrape import parse
 from tangram.serving.server import Server, ServerError
@@ -156,7 +156,7 @@ def compression(
         )
     else:
         given = {"compression_ratio": args.ratio, "compression_scorer": args.scorer}
-        given |= {"compression_profile": args.profile} if args.profile else {}
+        given |= {"compression_profile": args.profile or NO_PROFILE}
         if model.name == RECALL and not args.profile:
             given |= bundled_profile_options()
     if name == "uniform":

@@ -161,7 +161,7 @@ def engine(*, compressed: bool = True, model: str = MODEL, **options: Any) -> It
         kv_cache_memory_bytes=CACHE_BYTES,
         disable_log_stats=False,
         **DEVICE.options,
-        **({} if compressed else DEVICE.stock),
+        **(dict(compression_profile="none") if compressed else DEVICE.stock),
     )
     cls = tangram.LLM if compressed else vllm.LLM
     llm = cls(model, **{**settings, **options})

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 
 from tangram.errors import ConfigurationError, ProfileMismatchError
 from tangram.plan.compression_plan import plan_of
@@ -33,6 +34,7 @@ def logged(monkeypatch):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TANGRAM_CALIBRATE_ARGS")
     return tmp_path / "profiles"
 
 
@@ -122,49 +124,63 @@ def test_a_server_that_is_stopped_stops_calibrating(monkeypatch, tmp_path):
 def test_flags_stand_for_auto_unless_something_is_said():
     config = json.dumps({CONFIG_KEY: {"compression_profile": "given.profile"}})
     for flags, expected in (
-        ([], "auto"),
+        ([], None),
         (["--compression-profile", "none"], "none"),
         (["--additional-config", config], "given.profile"),
     ):
         arguments = parse("--enable-compression", *flags)
-        assert arguments.additional_config[CONFIG_KEY]["compression_profile"] == expected
+        assert arguments.additional_config[CONFIG_KEY].get("compression_profile") == expected
 
 
-def test_without_flags_there_is_no_profile(made):
-    assert plan_of(configure().additional_config).profile_path is None
-    assert made == []
+def test_every_way_in_calibrates_where_no_profile_is_named(made):
+    """Python and `additional_config` served with uniform budgets, which lose answers."""
+    ways = [{CONFIG_KEY: {}}, parse("--enable-compression").additional_config]
+    plans = []
+    for way in ways:
+        arguments = EngineArgs(MODEL, dtype="float32", additional_config=way)
+        plans.append(plan_of(arguments.create_engine_config().additional_config))
+    assert plans[0] == plans[1] and plans[0].profile_path and plans[0].level != "uniform"
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "arguments", "warned"),
+    ("options", "warned"),
     [
-        ({"compression_level": "uniform"}, {}, 0),
-        ({}, {"load_format": "dummy"}, 1),
-        ({"compression_profile": "none"}, {}, 1),
-        ({"compression_profile": "none", "compression_ratio": 1.0}, {}, 0),
+        ({"compression_level": "uniform"}, 0),
+        ({"compression_ratio": 1.0}, 0),
+        ({"compression_profile": "none"}, 1),
+        ({"compression_profile": "None"}, 1),
+        ({"compression_profile": "none", "compression_ratio": 1.0}, 0),
     ],
-    ids=["uniform", "dummy", "none", "everything"],
 )
-def test_what_needs_no_profile_gets_none(made, logged, options, arguments, warned):
+def test_what_needs_no_profile_gets_none(made, logged, options, warned):
     compression = {"compression_profile": "auto", **options}
-    plan = plan_of(configure(compression=compression, **arguments).additional_config)
+    plan = plan_of(configure(compression=compression, load_format="dummy").additional_config)
     assert plan.profile_path is None and plan.level == "uniform" and made == []
     uniform = [line for line in logged if "(uniform budgets)" in line]
     assert len(uniform) == warned
-    assert all("dummy" in line for line in uniform if arguments)
+    assert all(line.startswith("--compression-profile is none: ") for line in uniform)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("arguments", "said"),
     [
-        ({}, "no --compression-profile is given: "),
-        ({"compression_profile": "None"}, "--compression-profile is none: "),
+        ({"load_format": "dummy"}, "--load-format dummy makes the weights up"),
+        ({"skip_tokenizer_init": True}, "--skip-tokenizer-init leaves no tokenizer"),
     ],
 )
-def test_a_profile_that_is_not_given_is_told_from_one_that_is_declined(logged, options, said):
-    configure(compression=options)
-    (line,) = [line for line in logged if "(uniform budgets)" in line]
-    assert line.startswith(said)
+def test_what_cannot_be_calibrated_is_refused_and_not_served_uniform(made, arguments, said):
+    with pytest.raises(ConfigurationError) as error:
+        configure(compression={"compression_profile": "auto"}, **arguments)
+    for words in (said, "--compression-profile FILE", "--compression-profile none", "in Python"):
+        assert words in str(error.value)
+    assert made == []
+
+
+def test_without_a_tokenizer_a_cached_profile_is_taken(made):
+    plan = auto()
+    again = configure(compression={"compression_profile": "auto"}, skip_tokenizer_init=True)
+    assert plan_of(again.additional_config) == plan and len(made) == 1
 
 
 def test_a_scorer_that_needs_statistics_has_them_made_for_uniform_budgets_too(made):

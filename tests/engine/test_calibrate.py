@@ -96,7 +96,8 @@ def test_budgets_are_measured_on_texts_held_back(tmp_path, monkeypatch):
     assert all(max(where) < len(sample) for where, sample in zip(later, samples, strict=True))
     assert options["time_limit_s"] == 7 and options["page_group_size"] == 1
     assert options["dtype"] == "float32" and options["kv_cache_memory_bytes"] == 1 << 24
-    plan = prepare(calibrate.parser().parse_args(["recall", "--out", str(out), *SIZES]))
+    given = ["recall", "--out", str(out), "--measure", *SIZES]
+    plan = prepare(calibrate.parser().parse_args(given))
     assert not {s.token_ids for s in plan.samples} & {s.token_ids for s in plan.held}
     assert [s.token_ids for s in plan.held] == samples
 

@@ -168,7 +168,8 @@ def swap_effect() -> list[float]:
 
     samples = [conversation_prompt(1, 150), noise(2, 70), noise(3, 200)]
     everywhere = [range(len(sample)) for sample in samples]
-    compression = dict(**OPTIONS, compression_level="uniform")
+    none = dict(compression_level="uniform", compression_profile="none")
+    compression = dict(**OPTIONS, **none)
     reader = ReadingEngine(
         MODEL, list(map(len, samples)), compression=compression, tokens_at_once=400, **READING
     )

@@ -43,7 +43,7 @@ def configure(model=MODEL, *, compression=None, **arguments):
     return EngineArgs(
         model=model,
         max_model_len=2048,
-        additional_config={CONFIG_KEY: compression or {}},
+        additional_config={CONFIG_KEY: {"compression_profile": "none", **(compression or {})}},
         **{"dtype": "float32", **arguments},
     ).create_engine_config()
 
@@ -284,7 +284,7 @@ def test_a_model_whose_layers_choose_another_backend_is_not_served_uncompressed(
     with pytest.raises(UnsupportedError, match=r"choose their attention backend.*6 of them"):
         vllm.LLM(
             MODEL,
-            additional_config={CONFIG_KEY: {}},
+            additional_config={CONFIG_KEY: {"compression_profile": "none"}},
             enforce_eager=True,
             max_model_len=512,
             kv_cache_memory_bytes=32 << 20,

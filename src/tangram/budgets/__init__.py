@@ -9,6 +9,7 @@ from tangram.budgets.measured import (
     MEASURED,
     MeasuredEntry,
     default_level,
+    interpolation,
     measured_budgets,
     measured_entries,
     with_entry,
@@ -39,6 +40,7 @@ __all__ = [
     "allocate",
     "default_level",
     "floor_pages",
+    "interpolation",
     "measured_entries",
     "with_entry",
 ]

@@ -203,10 +203,41 @@ def measured_budgets(problem: BudgetProblem) -> HeadGroups:
     for entry in entries:
         if (entry.ratio, entry.sizes) == (problem.ratio, asked):
             return entry.head_groups
-    family = min((entry.sizes for entry in entries), key=lambda sizes: _distance(sizes, asked))
-    alike = sorted((e for e in entries if e.sizes == family), key=lambda entry: entry.ratio)
+    alike = _nearest_sizes(entries, asked)
     nearest = min(alike, key=lambda entry: abs(math.log(entry.ratio / problem.ratio)))
     return group_by_demand(problem, _shares_at(problem.ratio, alike), _group_order(nearest))
+
+
+def interpolation(profile: Profile, ratio: float, sizes: tuple[int, ...]) -> str:
+    """What level `measured` interpolates for a question that was not measured itself, in words.
+
+    Args:
+        profile: with measured budgets.
+        ratio: share of the rows that is kept.
+        sizes: (H_p, C, P, S).
+
+    Returns:
+        "interpolated: measured at ratios ..."; "" where it was measured, and where all is kept.
+    """
+    entries = measured_entries(profile)
+    if not entries or ratio == 1 or (ratio, sizes) in {(e.ratio, e.sizes) for e in entries}:
+        return ""
+    alike = _nearest_sizes(entries, sizes)
+    ratios = ", ".join(f"{entry.ratio:g}" for entry in alike)
+    found = f"interpolated: measured at ratio{'s' * (len(alike) > 1)} {ratios}"
+    if alike[0].sizes != sizes:
+        first = alike[0]
+        found += (
+            f" in chunks of {first.chunk_size_tokens} with {first.page_group_size} heads a page "
+            f"and {first.n_sink_tokens} sinks"
+        )
+    return found
+
+
+def _nearest_sizes(entries: list[MeasuredEntry], asked: tuple[int, ...]) -> list[MeasuredEntry]:
+    """Those of the sizes that are nearest, by rising ratio."""
+    family = min((entry.sizes for entry in entries), key=lambda sizes: _distance(sizes, asked))
+    return sorted((e for e in entries if e.sizes == family), key=lambda entry: entry.ratio)
 
 
 def _distance(sizes: tuple[int, ...], asked: tuple[int, ...]) -> tuple[float, ...]:

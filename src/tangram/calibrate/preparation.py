@@ -42,6 +42,7 @@ from tangram.profile.cache import snapshot_folder, weights_digest
 
 DEFAULT_MAX_TOKENS = 4096
 DEFAULT_MEASURE_RATIOS = (0.5, 0.25, 0.1)
+DEFAULT_MEASURE_TIME_S = 300.0
 
 _TOKENS_AT_ONCE = 32768
 """Tokens of samples that are measured in one step at most."""
@@ -105,7 +106,8 @@ def prepare(
 
     Args:
         args: of the command.
-        tell: called with a line about texts that were skipped, if any were.
+        tell: called with a line about texts that were skipped, and about budgets that are not
+            measured, where nobody asked for that.
 
     Raises:
         TangramError: something that cannot be calibrated; names the option.
@@ -151,7 +153,12 @@ def prepare(
         seed=args.seed,
         tell=tell,
     )
-    ratios = () if args.no_measure else measure_ratios(args.measure_ratios, layout)
+    ratios = measure_ratios(args.measure_ratios, layout) if _measures(args) else ()
+    if args.measure is None and not _measures(args):
+        tell(
+            "statistics alone: measuring budgets takes long on a CPU, and without it they are of "
+            "level error; the same command with --measure measures them"
+        )
     held = held_back(len(samples)) if ratios else ()
     measured = tuple(samples[number] for number in held)
     return Calibration(
@@ -163,10 +170,17 @@ def prepare(
         description=description,
         seed=args.seed,
         ratios=ratios,
-        measure_time_s=args.measure_time_limit,
+        measure_time_s=args.measure_time_limit or DEFAULT_MEASURE_TIME_S,
         engine=_with_cache_memory(given_engine, samples, measured, layout),
         out=args.out,
     )
+
+
+def _measures(args: argparse.Namespace) -> bool:
+    """Whether budgets are measured: as told, and where nothing is, on a GPU."""
+    if args.measure is not None:
+        return bool(args.measure)
+    return bool(args.measure_ratios or args.measure_time_limit) or not is_cpu_build()
 
 
 def measure_ratios(asked: Sequence[float] | None, layout: Geometry) -> tuple[float, ...]:
@@ -237,7 +251,7 @@ def _engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     check_engine_arguments("--engine-args", given)
     flags = {"dtype": args.dtype, "gpu_memory_utilization": args.gpu_memory_utilization}
     given |= {name: value for name, value in flags.items() if value is not None}
-    if not args.no_measure:
+    if _measures(args):
         try:
             refuse_options(given, "--engine-args")
         except UnsupportedError as error:

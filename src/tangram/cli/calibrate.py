@@ -20,6 +20,7 @@ from tangram.arguments import Parser, count, positive, ratios, tokens
 from tangram.calibrate.preparation import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MEASURE_RATIOS,
+    DEFAULT_MEASURE_TIME_S,
     Calibration,
     prepare,
 )
@@ -34,7 +35,6 @@ from tangram.profile.cache import locked
 from tangram.scorers import DEFAULT_SCORER
 
 DEFAULT_SAMPLES = 50
-DEFAULT_MEASURE_TIME_S = 300.0
 LINE_EVERY = 5
 """Samples between two lines about them, where no terminal shows a bar."""
 _SIZES = ("compression_chunk_size", "compression_window_size", "compression_n_sink_tokens")
@@ -267,7 +267,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="H",
         help="as in serving; budgets are measured for it",
     )
-    add("--no-measure", action="store_true", help="statistics only, of all samples")
+    add(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether budgets are measured, or statistics of all samples are all (default: they "
+        "are on a GPU, and on a CPU where another option of measuring is given)",
+    )
     add(
         "--measure-ratios",
         type=ratios,
@@ -277,7 +283,6 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--measure-time-limit",
         type=positive,
-        default=DEFAULT_MEASURE_TIME_S,
         metavar="S",
         help=f"seconds of measuring, all ratios together (default: {DEFAULT_MEASURE_TIME_S:g})",
     )

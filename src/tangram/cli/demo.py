@@ -25,6 +25,7 @@ from tangram.cli.demo_report import print_report, report, server_figures
 from tangram.conversations import TURN_TOKENS, Conversation, make_conversation
 from tangram.errors import ConfigurationError
 from tangram.installed import is_cpu_build
+from tangram.plan.cached import with_profile_at_hand
 from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.models import (
     RECALL,
@@ -118,9 +119,10 @@ def prepare(args: argparse.Namespace) -> Demo:
             f"--context-tokens is {args.context_tokens}: with its answers a conversation takes "
             f"{max_model_len}, and the model {config['max_position_embeddings']}; ask for less"
         )
-    options = _options(args)
+    identity = ModelIdentity.from_config(config)
+    options = with_profile_at_hand(_options(args), str(bundled_model()), identity, "--profile")
     dtype, itemsize_bytes = ("float32", 4) if is_cpu_build() else ("bfloat16", 2)
-    plan = make_plan(options, ModelIdentity.from_config(config), itemsize_bytes)
+    plan = make_plan(options, identity, itemsize_bytes)
     if args.kv_memory is None:
         # Room for every conversation at its longest, uncompressed, and half as much again.
         memory = plan.geometry.full_bytes(max_model_len * args.conversations) * 3 // 2
@@ -226,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
         description="Play conversations against stock vLLM and against compression, and compare.",
     )
     add = made.add_argument
-    add("--ratio", type=float, default=0.25, help="share of all rows that is kept (default: 0.25)")
+    add("--ratio", type=float, default=0.25, help="share of all rows that is KEPT (default: 0.25)")
     add("--conversations", type=count, default=8, metavar="N", help="(default: 8)")
     add("--turns", type=count, default=4, metavar="K", help="questions in each (default: 4)")
     add(
@@ -249,7 +251,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--scorer", help="which tokens are worth keeping")
     add("--level", help="rule that turns a profile into budgets")
-    add("--profile", help="calibration file, or none for uniform budgets")
+    add(
+        "--profile",
+        help="calibration file (default: the bundled one; of another scorer one that is cached), "
+        "or none for uniform budgets, which lose answers",
+    )
     add("--kv-memory", type=count, metavar="MIB", help="of either server's KV cache")
     add("--skip-stock", action="store_true", help="only the server with compression")
     add("--json", type=Path, metavar="FILE", help="write every figure there")

@@ -131,6 +131,7 @@ def report(
             "ratio": args.ratio,
             "scorer": plan.scorer_name,
             "level": plan.level,
+            "budgets": plan.budgets_title,
             "profile": plan.profile_path,
             "layout": plan.geometry.digest,
             "geometry": plan.geometry.to_json(),
@@ -146,7 +147,7 @@ def print_report(result: Mapping[str, Any], console: Console) -> None:
     table = Table(
         title=f"{asked['conversations']} conversations of {asked['turns']} turns, "
         f"{asked['context_tokens']:,} tokens, {asked['facts']} facts each",
-        caption=f"ratio {compression['ratio']:g}, {compression['level']} budgets, scorer "
+        caption=f"ratio {compression['ratio']:g}, {compression['budgets']}, scorer "
         f"{compression['scorer']}, layout {compression['layout']}",
     )
     table.add_column("")

@@ -86,7 +86,7 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
         type=_list_of(float),
         default=[0.5, 0.25, 0.125],
         metavar="R,R,...",
-        help="shares of the rows that are kept (default: 0.5,0.25,0.125)",
+        help="shares of the rows that are KEPT (default: 0.5,0.25,0.125)",
     )
     add(
         "--scorers",
@@ -111,7 +111,8 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
     add(
         "--profile",
         metavar="FILE|FOLDER",
-        help="a file, a folder of SCORER.profile files, a pattern with {scorer}, or none",
+        help="a file, a folder of SCORER.profile files, a pattern with {scorer}, or none for "
+        "uniform budgets (default: the bundled one of recall, else one that is cached)",
     )
     for name, symbol in {
         "--chunk-sizes": "C, tokens that are sealed together",

@@ -17,7 +17,7 @@ from tangram.arguments import Parser, check_output, lengths, positive
 from tangram.installed import versions
 from tangram.plan.cached import with_cached_profile
 from tangram.plan.capacity import GIB, figures, head_skew
-from tangram.plan.compression_plan import make_plan
+from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.model_facts import ModelFacts
 from tangram.plan.models import (
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         "versions": versions(),
     }
     console = Console()
-    _print(result, console)
+    _print(result, plan, console)
     if missing:
         console.print(printable(missing), highlight=False, markup=False)
     if args.json:
@@ -121,14 +121,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _print(result: Mapping[str, Any], console: Console) -> None:
+def _print(result: Mapping[str, Any], plan: CompressionPlan, console: Console) -> None:
     full, compressed, rows = result["full"], result["compressed"], result["budget_rows"]
     skew = result["head_skew"]
     memory = result["kv_cache_memory_bytes"] / GIB
     about = Table.grid(padding=(0, 2))
     for name, value in {
         "model": f"{result['model']} ({result['identity']['architecture']}, {result['dtype']})",
-        "compression": f"ratio {result['ratio']:g}, {result['level']} budgets, scorer "
+        "compression": f"ratio {result['ratio']:g}, {plan.budgets_title}, scorer "
         f"{scorer_title(result['scorer'], result['scorer_parameters'])}, "
         f"{result['page_group_size']} heads a page, layout {result['layout']}",
         "KV bytes a token": f"{full['bytes_per_token']:,} full, "

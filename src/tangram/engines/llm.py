@@ -17,7 +17,9 @@ class LLM(vllm.LLM):
     """`vllm.LLM` whose KV cache is compressed.
 
     Takes everything that `vllm.LLM` takes, and the options of `CompressionOptions` under the names
-    of the flags: `LLM(model, compression_ratio=0.25, compression_scorer="snap_kv")`.
+    of the flags: `LLM(model, compression_ratio=0.25, compression_scorer="snap_kv")`. The ratio is
+    the share of rows that is kept. Without a `compression_profile` one is taken from the cache, or
+    calibrated first, once for a model, as a server does; `"none"` is for uniform budgets.
 
     Raises:
         ConfigurationError: an option that cannot be served; the message names it and the remedy.

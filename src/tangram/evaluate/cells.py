@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tangram.errors import ConfigurationError, TangramError
 from tangram.evaluate.play import Engine, Script, play
 from tangram.evaluate.results import Cell, cell_figures
+from tangram.plan.cached import with_profile_at_hand
 from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.model_facts import ModelFacts, served_config
 from tangram.plan.models import RECALL_GROUP_SIZE, bundled_model, is_bundled
@@ -192,6 +193,7 @@ def make_settings(
         }
         try:
             options = CompressionOptions.from_mapping(given)
+            options = with_profile_at_hand(options, model, identity, "--profile")
             plan = make_plan(options, identity, itemsize_bytes)
         except TangramError as error:
             asked = {"scorer": scorer, "level": level, "chunk size": chunk, "ratio": ratio}
@@ -210,8 +212,8 @@ def make_settings(
     return [Setting(None, None, first.geometry.token_bytes), *settings]
 
 
-def _profile_of(asked: str | None, scorer: str, model: str) -> str:
-    """The profile of a scorer, or `none`.
+def _profile_of(asked: str | None, scorer: str, model: str) -> str | None:
+    """The profile of a scorer, or `none`; None where nothing was said and none is bundled.
 
     Raises:
         ConfigurationError: what was asked for has none of this scorer.
@@ -219,7 +221,7 @@ def _profile_of(asked: str | None, scorer: str, model: str) -> str:
     name = get_scorer(scorer).name
     if asked is None:
         bundled = bundled_model() / f"{name}{PROFILE_SUFFIX}" if is_bundled(model) else None
-        return str(bundled) if bundled and bundled.is_file() else NO_PROFILE
+        return str(bundled) if bundled and bundled.is_file() else None
     if asked.lower() == NO_PROFILE:
         return NO_PROFILE
     path = Path(asked.replace("{scorer}", name))

@@ -1,4 +1,4 @@
-"""Which file of the cache is the profile of a server that was told of none."""
+"""Which file of the cache is the profile of an engine that was told of none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tangram.errors import ConfigurationError, ProfileError
+from tangram.installed import is_cpu_build
 from tangram.plan.compression_plan import group_size
 from tangram.plan.models import bundled_model, is_bundled
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
@@ -36,8 +37,17 @@ def calibrate_arguments() -> list[str]:
 
 
 def needs_profile(options: CompressionOptions) -> bool:
-    """Whether budgets or scores are made of a profile's statistics."""
-    return options.compression_level != "uniform" or bool(options.scorer.needs_statistics)
+    """Whether budgets, scores or drift are made of a profile's statistics.
+
+    At ratio 1 every row is kept, whatever the budgets come from.
+    """
+    is_cut = options.compression_level is None and options.compression_ratio < 1
+    return (
+        is_cut
+        or options.compression_level not in (None, "uniform")
+        or options.compression_drift_sample > 0
+        or bool(options.scorer.needs_statistics)
+    )
 
 
 def without_profile(options: CompressionOptions) -> CompressionOptions:
@@ -76,7 +86,8 @@ def cached_profile(
         window_size_tokens=options.compression_window_size,
         n_sink_tokens=options.compression_n_sink_tokens,
         page_group_size=group_size(options, identity.num_kv_heads),
-        recipe=calibrate_arguments(),
+        # On a CPU budgets are not measured by default: no GPU is to take such a profile.
+        recipe=[*calibrate_arguments(), *(["on a CPU"] if is_cpu_build() else [])],
     )
 
 
@@ -120,6 +131,31 @@ def with_cached_profile(
         f"{reason}: a server would calibrate one first, with budgets of the same total; those "
         "shown are uniform, unless --compression-profile names a file.",
     )
+
+
+def with_profile_at_hand(
+    options: CompressionOptions, model: str, identity: ModelIdentity, option: str
+) -> CompressionOptions:
+    """The options with the profile that a server would take by itself, where it is cached.
+
+    Args:
+        options: what is asked for.
+        model: folder or name of the model.
+        identity: the network.
+        option: of the command, which names a profile.
+
+    Raises:
+        ConfigurationError: uniform budgets would take the place of a profile that is not there.
+    """
+    options, missing = with_cached_profile(options, model, identity)
+    if missing:
+        name, out = options.scorer.name, f"{options.scorer.name}.profile"
+        raise ConfigurationError(
+            f"{option} is not given, and no profile of {model} with scorer {name} is cached: make "
+            f"one with `tangram calibrate {model} --compression-scorer {name} --out {out}` and "
+            f"give {option} {out}, or give {option} none for uniform budgets, which lose answers"
+        )
+    return options
 
 
 def _folder(model: str) -> str:

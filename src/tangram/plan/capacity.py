@@ -59,6 +59,7 @@ def figures(plan: CompressionPlan, memory_bytes: int, contexts: Sequence[int]) -
         "scorer": plan.scorer_name,
         "scorer_parameters": dict(plan.scorer_parameters),
         "level": plan.level,
+        "interpolated": plan.interpolated,
         "profile": plan.profile_path,
         "layout": layout.digest,
         "chunk_size_tokens": layout.chunk_size_tokens,

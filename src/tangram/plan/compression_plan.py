@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tangram.budgets import allocate, default_level, floor_pages
+from tangram.budgets import MEASURED, allocate, default_level, floor_pages, interpolation
 from tangram.errors import ConfigurationError, ProfileError
 from tangram.geometry import Geometry, LayerMap, check_chunk
 from tangram.plan.drift_reference import DriftReference
@@ -39,6 +39,8 @@ class CompressionPlan:
         drift_sample: of so many sealed chunks one is compared with the profile; 0: none.
         scorer_parameters: of the scorer's parameters those that are not at their defaults.
         layers: places in the model of the layers that are compressed; None: all of its layers.
+        interpolated: what measured budgets were interpolated from, in words; "" where they were
+            measured for this very ratio and these sizes, and for other levels.
     """
 
     geometry: Geometry
@@ -49,6 +51,7 @@ class CompressionPlan:
     drift_sample: int = 0
     scorer_parameters: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
+    interpolated: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal plan."""
@@ -61,6 +64,7 @@ class CompressionPlan:
             "drift_sample": self.drift_sample,
             "scorer_parameters": dict(self.scorer_parameters),
             "layers": None if self.layers is None else list(self.layers),
+            "interpolated": self.interpolated,
         }
 
     @classmethod
@@ -89,6 +93,12 @@ class CompressionPlan:
     def scorer_title(self) -> str:
         """The scorer as people read it."""
         return scorer_title(self.scorer_name, self.scorer_parameters)
+
+    @property
+    def budgets_title(self) -> str:
+        """Where the budgets come from, as people read it."""
+        said = f" ({self.interpolated})" if self.interpolated else ""
+        return f"{self.level} budgets{said}"
 
     @property
     def floor_share(self) -> float:
@@ -185,6 +195,15 @@ def make_plan(
     )
     if options.compression_drift_sample:
         DriftReference.of(profile, level, options.compression_ratio, geometry)
+    interpolated = ""
+    if profile is not None and level == MEASURED:
+        sizes = (
+            geometry.page_group_size,
+            geometry.chunk_size_tokens,
+            PAGE_SIZE_ROWS,
+            geometry.n_sink_tokens,
+        )
+        interpolated = interpolation(profile, options.compression_ratio, sizes)
     return CompressionPlan(
         geometry,
         scorer.name,
@@ -193,6 +212,7 @@ def make_plan(
         options.compression_ratio,
         options.compression_drift_sample,
         scorer.changed_parameters(),
+        interpolated=interpolated,
     )
 
 

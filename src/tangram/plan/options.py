@@ -18,7 +18,7 @@ CONFIG_KEY = "tangram"
 
 NO_PROFILE = "none"
 AUTO_PROFILE = "auto"
-"""A profile from the cache, or one that is calibrated first; what flags of a server ask for."""
+"""A profile from the cache, or one that is calibrated first; what an engine takes by itself."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CompressionOptions:
 
     Attributes:
         enable_compression: whether the KV cache is compressed at all.
-        compression_ratio: share of all rows that is kept, in (0, 1].
+        compression_ratio: share of all rows that is kept, in (0, 1]; not what is removed.
         page_group_size: H_p, KV heads that share a budget and a page; when absent 4, and less where
             all heads of a layer would share a budget.
         compression_chunk_size: C, tokens that are sealed together; a multiple of 16.
@@ -39,8 +39,8 @@ class CompressionOptions:
         compression_level: rule that turns a profile into budgets; when absent `measured` if the
             profile holds measured budgets, `error` with another profile, `uniform` without one.
         compression_profile: file that calibration wrote, `none` for uniform budgets, or `auto` for
-            one from the cache, which is calibrated before the start if it is not there. Flags of a
-            server stand for `auto` when this one is not given; everywhere else it is `none`.
+            one from the cache, which is calibrated before the start if it is not there. An engine
+            takes None for `auto`; a plan is made of what it has come to.
         compression_drift_sample: of so many sealed chunks one is compared with the profile.
         compression_admission: whether waiting requests whose history is cached go first.
     """
@@ -138,7 +138,8 @@ class CompressionOptions:
 
 _HELP = {
     "enable_compression": "Compress the KV cache: every head keeps its own share of each chunk.",
-    "compression_ratio": "Share of all rows that is kept, above 0 and at most 1 (default: 0.3).",
+    "compression_ratio": "Share of all rows that is KEPT, above 0 and at most 1 (default: 0.3). "
+    "kvpress counts what is removed: its 0.75 is 0.25 here.",
     "page_group_size": "KV heads that share a budget and a page (default: 4, or what fits).",
     "compression_chunk_size": "Tokens that are sealed together (default: 256).",
     "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
@@ -151,7 +152,7 @@ _HELP = {
     "compression_level": "Rule that turns a profile into budgets (default: measured where the "
     "profile has measured budgets, error with another profile, uniform without).",
     "compression_profile": "Calibration file of this model and scorer; auto: one from the cache, "
-    "calibrated first if it is not there (default of servers); none: uniform budgets.",
+    "calibrated first if it is not there (default); none: uniform budgets, which lose answers.",
     "compression_drift_sample": "Compare one of every N sealed chunks with the profile, to see "
     "whether calibration covers the traffic (default: 0, none).",
     "compression_admission": "Admit waiting requests whose history is cached before others, within "
@@ -213,10 +214,9 @@ def json_parameters(given: object) -> dict[str, Any]:
 
 
 def compression_arguments(options: CompressionOptions) -> list[str]:
-    """The options as flags of `vllm serve`, which would look for a profile where none is named."""
+    """The options as flags of `vllm serve`."""
     arguments = ["--enable-compression"]
-    given = {"compression_profile": NO_PROFILE}
-    given |= {name: value for name, value in options.to_mapping().items() if value is not None}
+    given = {name: value for name, value in options.to_mapping().items() if value is not None}
     for name, value in given.items():
         if name in _SWITCHES:
             arguments += [] if value else [flag(name, value)]

@@ -10,6 +10,7 @@ from tangram.budgets import (
     MeasuredEntry,
     allocate,
     default_level,
+    interpolation,
     measured_entries,
     with_entry,
 )
@@ -119,6 +120,19 @@ def test_the_nearest_sizes_are_asked(profile):
     assert ask(made, 0.25, page_group_size=1) == single.head_groups
     assert head_pages(ask(made, 0.25, page_group_size=1, n_sink_tokens=2))[0, 3] == 13
     assert head_pages(ask(made, 0.25, n_sink_tokens=2))[0].tolist() == [9, 1, 1, 9]
+
+
+def test_what_is_interpolated_is_said_and_from_what(profile):
+    first = entry(0.25, [[9, 1], [1, 5]])
+    measured = with_entry(with_entry(profile, first), entry(0.5, [[15, 3], [7, 7]]))
+    sizes = first.sizes
+    assert interpolation(measured, 0.25, sizes) == ""
+    assert interpolation(measured, 1, sizes) == "", "everything is kept"
+    said = "interpolated: measured at ratios 0.25, 0.5"
+    assert interpolation(measured, 0.3, sizes) == said
+    other = (sizes[0], 2 * sizes[1], *sizes[2:])
+    assert interpolation(measured, 0.25, other).startswith(f"{said} in chunks of {sizes[1]} with")
+    assert interpolation(profile, 0.3, sizes) == ""
 
 
 def test_a_profile_without_measured_budgets_is_refused_with_the_remedy(profile):

@@ -130,8 +130,9 @@ def test_lengths_are_spread_between_the_bounds(count):
     assert len(set(lengths)) == count
 
 
-@pytest.mark.parametrize(("count", "held"), [(4, 3), (15, 3), (20, 4), (50, 10)])
-def test_a_fifth_is_held_back_and_three_at_least(count, held):
+@pytest.mark.parametrize(("count", "held"), [(4, 3), (6, 3), (15, 7), (20, 8), (50, 17)])
+def test_enough_are_held_back_to_tell_budgets_apart(count, held):
+    """Of three conversations one had the last word, which chose budgets that answered less."""
     numbers = held_back(count)
     assert len(set(numbers)) == len(numbers) == held
     assert min(numbers) >= 0 and max(numbers) < count

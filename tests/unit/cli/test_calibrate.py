@@ -26,15 +26,31 @@ from tangram.scorers import get_scorer
 from tests.unit.calibrate.tokenizers import STRICT, by_bytes
 
 
-def prepared(tmp_path, *arguments, model="recall"):
-    out = ("--out", str(tmp_path / "p.profile"))
-    return prepare(parser().parse_args([model, *out, *arguments]))
+def prepared(tmp_path, *arguments, model="recall", tell=lambda line: None):
+    """What a run does, with measuring unless it is told otherwise, as on a GPU."""
+    out = ("--out", str(tmp_path / "p.profile"), "--measure")
+    return prepare(parser().parse_args([model, *out, *arguments]), tell)
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_on_a_cpu_budgets_are_measured_where_that_is_asked_for(tmp_path, monkeypatch, is_cpu):
+    """The search went on far beyond its time limit there."""
+    monkeypatch.setattr(calibration, "is_cpu_build", lambda: is_cpu)
+    few = ["recall", "--out", str(tmp_path / "p"), "--samples", "4", "--max-tokens", "600"]
+    told = []
+    for asked in ([], ["--measure"], ["--measure-ratios", "0.5"], ["--measure-time-limit", "9"]):
+        plan = prepare(parser().parse_args([*few, *asked, "--dtype", "float32"]), told.append)
+        assert bool(plan.held) == bool(plan.ratios) == (bool(asked) or not is_cpu)
+        assert plan.measure_time_s == (9 if "9" in asked else 300)
+    assert len(told) == is_cpu and all("with --measure measures" in line for line in told)
+    prepare(parser().parse_args([*few, "--no-measure"]), told.append)
+    assert len(told) == is_cpu, "who declines is not advised"
 
 
 def test_the_recall_model_reads_conversations_of_its_own(tmp_path):
     plan = prepared(tmp_path, "--samples", "10", "--max-tokens", "800")
     assert {sample.kind for sample in plan.samples + plan.held} == {"recall"}
-    assert (len(plan.samples), len(plan.held)) == (7, 3)
+    assert (len(plan.samples), len(plan.held)) == (5, 5)
     assert plan.options.page_group_size == 1 and plan.ratios == (0.5, 0.25, 0.1)
     lengths = [len(sample.token_ids) for sample in plan.samples + plan.held]
     assert 480 <= min(lengths) and 700 < max(lengths) <= 800
@@ -130,7 +146,7 @@ def test_texts_of_the_users_own(tmp_path):
 )
 def test_mistakes_are_named(tmp_path, capsys, arguments, words):
     out = ["--out", str(tmp_path / "p.profile")]
-    assert cli.main(["calibrate", "recall", *out, *arguments]) == 2
+    assert cli.main(["calibrate", "recall", *out, "--measure", *arguments]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
 
@@ -308,6 +324,7 @@ def test_the_command_that_serves_names_what_is_not_by_default(tmp_path, capsys):
     out = tmp_path / "my profile"
     sizes = ("--compression-chunk-size", "512", "--page-group-size", "2")
     arguments = ["recall", "--out", str(out), "--samples", "4", "--max-tokens", "900", *sizes]
+    arguments.append("--measure")
     plan = prepare(parser().parse_args(arguments))
     assert _serve_command(plan, "recall") == [
         "tangram", "serve", "--compression-profile", str(out), *sizes
@@ -405,7 +422,7 @@ def test_what_was_found_is_kept_where_measuring_fails(tmp_path, capsys, monkeypa
     monkeypatch.setitem(sys.modules, "tangram.calibrate.budget_search.measure", module)
     out = tmp_path / "p.profile"
     out.write_bytes(b"an older one")
-    arguments = ["recall", "--out", str(out), "--samples", "4", "--max-tokens", "600"]
+    arguments = ["recall", "--out", str(out), "--samples", "4", "--max-tokens", "600", "--measure"]
     with pytest.raises(RuntimeError, match="out of memory"):
         calibrate.run(arguments)
     kept = out.with_name("p.profile.unmeasured")

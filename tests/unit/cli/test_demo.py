@@ -85,9 +85,18 @@ def test_the_flags_of_compression_reach_the_server():
     assert made.plan.geometry.chunk_size_tokens == 128
 
 
-def test_a_server_of_the_demo_never_calibrates():
-    arguments = demo.compression_arguments(demo.CompressionOptions())
-    assert arguments[arguments.index("--compression-profile") + 1] == "none"
+def test_a_server_of_the_demo_never_calibrates(monkeypatch, tmp_path, capsys):
+    """Another scorer than the bundled profile's was served with uniform budgets, unasked."""
+    monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path))
+    assert cli.main(["demo", "--scorer", "tova"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    for words in ("--profile is not given", "scorer tova", "tangram calibrate", "--profile none"):
+        assert words in said
+    for arguments in (["--scorer", "tova", "--level", "uniform"], ["--profile", "none"], []):
+        made = demo.prepare(demo.parser().parse_args(arguments))
+        given = demo.compression_arguments(made.options)
+        profile = given[given.index("--compression-profile") + 1]
+        assert profile == (made.plan.profile_path or "none")
 
 
 def test_the_bundled_profile_is_used_unless_another_way_is_asked_for(monkeypatch):

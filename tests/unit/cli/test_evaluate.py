@@ -9,7 +9,7 @@ import pytest
 from tangram import cli
 from tangram.cli import evaluate
 from tangram.cli.evaluate_options import parser
-from tangram.errors import UnsupportedError
+from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.evaluate.cells import Grid, make_settings
 from tangram.plan.models import bundled_model, read_config
 from tangram.profile import ERROR_CURVE, QUERY_MEAN, ModelIdentity, Profile
@@ -417,10 +417,20 @@ def test_the_same_setting_twice_is_one():
 
 
 def test_the_bundled_profile_of_a_scorer_is_taken_where_there_is_one():
-    found = settings(scorers=["expected_attention", "tova"], profile=None)
+    found = settings(scorers=["expected_attention"], profile=None)
     path = bundled_model() / "expected_attention.profile"
-    assert [s.plan.profile_path for s in found[1:]] == [str(path), None]
-    assert [s.plan.level for s in found[1:]] == ["error", "uniform"]
+    assert [s.plan.profile_path for s in found[1:]] == [str(path)]
+    assert [s.plan.level for s in found[1:]] == ["error"]
+
+
+def test_uniform_budgets_take_no_profiles_place_unasked(monkeypatch, tmp_path):
+    """A scorer without a profile was evaluated with uniform budgets, without a word."""
+    monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="scorer tova is cached.*--profile none"):
+        settings(scorers=["tova"], profile=None)
+    for said in (dict(profile="none"), dict(levels=["uniform"]), dict(ratios=[1.0])):
+        (_, one) = settings(**{**dict(scorers=["tova"], profile=None), **said})
+        assert (one.plan.level, one.plan.profile_path) == ("uniform", None)
 
 
 @pytest.mark.parametrize("asked", ["{folder}", "{folder}/{{scorer}}.profile", "{folder}/{file}"])

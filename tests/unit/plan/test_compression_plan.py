@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tangram.bundled import recall_model_path
 from tangram.errors import ConfigurationError, ProfileMismatchError
 from tangram.plan.cached import cached_profile
 from tangram.plan.compression_plan import CompressionPlan, group_size, make_plan
@@ -52,6 +53,19 @@ def test_a_plan_from_before_there_were_parameters_is_read():
     plain = plan.to_json()
     del plain["scorer_parameters"]
     assert CompressionPlan.from_json(plain) == plan
+
+
+def test_a_plan_says_where_its_ratio_was_not_measured():
+    served = {"compression_profile": str(recall_model_path() / "key_diff.profile")}
+    served |= {"compression_scorer": "key_diff", "page_group_size": 1}
+    config = json.loads((recall_model_path() / "config.json").read_text())
+    model = ModelIdentity.from_config(config)
+    measured, between = (
+        make_plan(options(**served, compression_ratio=ratio), model, 2) for ratio in (0.25, 0.3)
+    )
+    assert measured.budgets_title == "measured budgets"
+    assert between.budgets_title.startswith("measured budgets (interpolated: measured at ratios 0.")
+    assert CompressionPlan.from_json(json.loads(json.dumps(between.to_json()))) == between
 
 
 def test_a_profile_of_other_parameters_is_refused(tmp_path):

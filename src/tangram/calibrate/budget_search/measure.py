@@ -63,8 +63,8 @@ def measure_budgets(
         chunk_size_tokens: C; the profile's when absent, and so for the next two.
         window_size_tokens: W.
         n_sink_tokens: S.
-        time_limit_s: seconds for all ratios together, without the start of engines. Every rule is
-            measured in any case.
+        time_limit_s: seconds for all ratios together, without the start of engines. The first rule
+            is measured in any case.
         max_evaluations: readings (of some samples) at each ratio, at most.
         tokens_at_once: tokens of a step; activations of so many must fit beside the KV cache.
         seed: of the moves that the search draws.
@@ -174,14 +174,13 @@ def _search(
         }
         reader = ReadingEngine(model, texts.lengths, compression=compression, **engine)
 
-    def divergence(budgets: HeadGroups, chosen: Sequence[int]) -> float:
+    def divergence(budgets: HeadGroups, chosen: Sequence[int]) -> list[float]:
         reader.swap_budgets(budgets)
         states = reader.states(
             [texts.samples[index] for index in chosen],
             [texts.positions[index] for index in chosen],
         )
-        each = map(reader.divergence, (texts.full[index] for index in chosen), states)
-        return sum(each) / len(chosen)
+        return list(map(reader.divergence, (texts.full[index] for index in chosen), states))
 
     begun = time.monotonic()
     try:
@@ -230,6 +229,8 @@ def _entry(
             "divergence": found.divergence,
             "evaluations": found.evaluations,
             "n_samples": n_samples,
+            "within_noise": list(found.within_noise),
+            "check_samples": found.check_samples,
             "candidates": [asdict(trial) for trial in found.trials],
         },
     )

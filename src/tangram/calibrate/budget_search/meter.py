@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tangram.geometry import HeadGroups
 
-Divergence = Callable[[HeadGroups, Sequence[int]], float]
-"""(budgets, samples by index) -> mean divergence from full KV on them, in nats."""
+Divergence = Callable[[HeadGroups, Sequence[int]], Sequence[float]]
+"""(budgets, samples by index) -> divergence from full KV on each of them, in nats."""
 
-CHECK_PART = 3
-"""Every third sample belongs to the part that has the last word."""
+CHECK_PART = 2
+"""Every second sample belongs to the part that has the last word."""
+LEAST_SAMPLES = 3
+"""One that has the last word, and one in each half of the others."""
 HOPELESS = 1.1
 """Where half of the first part diverges by this factor more than the best, the rest is spared."""
 SMALLEST = 1e-9
@@ -37,7 +38,7 @@ class Meter:
         self._seconds, self._max_evaluations = seconds, max_evaluations
         self._begun = clock()
         self.evaluations = 0
-        self._known: dict[tuple[HeadGroups, tuple[int, ...]], float] = {}
+        self._known: dict[tuple[HeadGroups, tuple[int, ...]], np.ndarray] = {}
         self._check = tuple(range(CHECK_PART - 1, n_samples, CHECK_PART))
         choose = [index for index in range(n_samples) if index not in self._check]
         half = -(-len(choose) // 2)
@@ -51,25 +52,34 @@ class Meter:
         )
 
     def check(self, budgets: HeadGroups) -> float:
-        """Divergence on the second part of the samples."""
+        """Mean divergence on the second part of the samples."""
+        return float(self.checked(budgets).mean())
+
+    def has_checked(self, budgets: HeadGroups) -> bool:
+        """Whether the second part was looked at."""
+        return (budgets, self._check) in self._known
+
+    def checked(self, budgets: HeadGroups) -> np.ndarray:
+        """[samples], divergences on the second part."""
         return self._of(budgets, self._check)
 
     def whole(self, budgets: HeadGroups) -> float:
-        """Divergence on the first part of the samples."""
-        weights = [len(half) for half in self._halves]
-        return float(np.average([self._of(budgets, h) for h in self._halves], weights=weights))
+        """Mean divergence on the first part of the samples."""
+        return float(np.concatenate([self._of(budgets, half) for half in self._halves]).mean())
 
     def ratio(self, budgets: HeadGroups, rival: HeadGroups) -> tuple[float, bool]:
         """Divergence over the rival's, and whether on all of the first part or only on half."""
-        half = self._of(budgets, self._halves[0]) / self._of(rival, self._halves[0])
+        first = self._halves[0]
+        half = float(self._of(budgets, first).mean() / self._of(rival, first).mean())
         if half > HOPELESS:
             return half, False
         return self.whole(budgets) / self.whole(rival), True
 
-    def _of(self, budgets: HeadGroups, samples: tuple[int, ...]) -> float:
+    def _of(self, budgets: HeadGroups, samples: tuple[int, ...]) -> np.ndarray:
         key = budgets, samples
         if key not in self._known:
             self.evaluations += 1
-            found = self._divergence(budgets, samples)
-            self._known[key] = LARGEST if math.isnan(found) else min(max(found, SMALLEST), LARGEST)
+            found = np.asarray(self._divergence(budgets, samples), dtype=np.float64)
+            assert found.shape == (len(samples),), found.shape
+            self._known[key] = np.nan_to_num(found, nan=LARGEST).clip(SMALLEST, LARGEST)
         return self._known[key]

@@ -192,13 +192,19 @@ def spread_lengths(count: int, least: int, most: int) -> list[int]:
     return [round(most - (most - least) * (number * golden % 1.0)) for number in range(count)]
 
 
+LEAST_HELD = 8
+"""Samples kept for measuring, where half of all are as many."""
+
+
 def held_back(count: int) -> list[int]:
-    """Which of `count` samples are kept for measuring: every fifth, at least three.
+    """Which of `count` samples are kept for measuring: a third, and 8 or half if that is more.
+
+    Fewer do not tell budgets apart. Three at least, whatever the rest.
 
     Raises:
         ConfigurationError: too few to leave any for the statistics.
     """
-    held = max(3, count // 5)
+    held = max(3, -(-count // 3), min(LEAST_HELD, count // 2))
     if count <= held:
         raise ConfigurationError(
             f"{count} samples are too few to hold {held} of them back for measuring: give more "

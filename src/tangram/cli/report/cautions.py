@@ -87,16 +87,28 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     Args:
         data: the rest of the page's contents.
     """
+    found = list(map(_noise, (each for each in data["measured"] if each["within_noise"])))
     level, ratio = data["start"]["level"], data["start"]["ratio"]
     scope = next(iter(data["scopes"]), None)
     if scope is None or level in data["scopes"]:
-        return []
+        return found
     part = _beyond(data, scope, level)
     return [
+        *found,
         f"At ratio {data['ratios'][ratio]:g}, {part:.0%} of what a sample's own {scope} threshold "
         f"would keep lies beyond the {level} budgets, which do not follow thresholds: this tells "
-        "how the two differ, not what is lost."
+        "how the two differ, not what is lost.",
     ]
+
+
+def _noise(entry: Mapping[str, Any]) -> str:
+    count = entry["check_samples"]
+    on = f"the {count} samples" if count else "the samples"
+    return (
+        f"At ratio {entry['ratio']:g}, {on} that had the last word cannot tell what was taken from "
+        f"{', '.join(entry['within_noise'])}: they differ by less than two standard errors. More "
+        "samples would."
+    )
 
 
 def _overflow(data: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tangram.profile import Profile
 
-_FIGURES = ("moved_pages", "divergence", "evaluations", "n_samples")
+_FIGURES = ("moved_pages", "divergence", "evaluations", "n_samples", "check_samples")
 
 
 def measured_log(profile: Profile) -> list[dict[str, Any]]:
@@ -15,8 +15,10 @@ def measured_log(profile: Profile) -> list[dict[str, Any]]:
 
     Returns:
         One object a ratio, rising: `ratio`, `origin`, `moved_pages`, `divergence`, `evaluations`,
-        `n_samples` (None where not told) and `candidates`, [name, divergence on the samples that
-        chose, divergence on those held back], the last ones best first, None where not looked at.
+        `n_samples`, `check_samples` (None where not told), `within_noise`, names of what the last
+        word could not tell from what was taken, and `candidates`, [name, divergence on the samples
+        that chose, divergence on those held back], the last ones best first, None where not looked
+        at.
     """
     entries = profile.extra.get("measured")
     found = [_entry(entry) for entry in entries] if isinstance(entries, list) else []
@@ -33,11 +35,13 @@ def _entry(entry: Any) -> dict[str, Any] | None:
         for each in (candidates if isinstance(candidates, list) else ())
         if isinstance(each, Mapping)
     ]
+    alike = log.get("within_noise")
     tried.sort(key=lambda each: (each[2] is None, each[2] or 0, each[1] is None, each[1] or 0))
     return {
         "ratio": entry["ratio"],
         "origin": str(log.get("origin", "unknown")),
         **{name: _number(log.get(name)) for name in _FIGURES},
+        "within_noise": list(map(str, alike)) if isinstance(alike, list) else [],
         "candidates": tried,
     }
 

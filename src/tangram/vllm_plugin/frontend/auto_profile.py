@@ -1,4 +1,4 @@
-"""The profile of a server that was told of none: from the cache, or calibrated before the start."""
+"""The profile of an engine that was told of none: cached, or calibrated before the start."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tangram.children import child, complaint
 from tangram.errors import ConfigurationError, ProfileError
+from tangram.installed import is_cpu_build
 from tangram.plan.cached import (
     cached_profile,
     calibrate_arguments,
@@ -32,8 +33,9 @@ from tangram.profile.cache import locked, open_beside
 logger = logging.getLogger("vllm.tangram")
 
 _REMEDIES = (
-    "--compression-profile none serves with uniform budgets, and --compression-profile FILE with "
-    "a profile that was made by hand: tangram calibrate {model} --out FILE"
+    "--compression-profile FILE takes a profile that was made by hand (tangram calibrate {model} "
+    "--out FILE), and --compression-profile none serves with uniform budgets, which lose answers; "
+    "in Python it is compression_profile=..."
 )
 _FORWARDED = (
     "code_revision", "config_format", "disable_sliding_window", "download_dir", "dtype",
@@ -47,7 +49,7 @@ _STOPPED = 128 + signal.SIGINT
 def resolve_profile(
     options: CompressionOptions, args: EngineArgs, model: ModelIdentity, itemsize_bytes: int
 ) -> CompressionOptions:
-    """The options with a file, or none, for what `auto` stands for.
+    """The options with a file, or none, for what `auto`, or nothing said, stands for.
 
     Looks into the cache for a profile of these very weights, scorer and geometry, and has one
     calibrated in a process of its own if there is none, before this process touches a device.
@@ -59,24 +61,18 @@ def resolve_profile(
         itemsize_bytes: bytes of one element of the cache.
 
     Raises:
-        ConfigurationError: the weights cannot be told from others', or calibration failed; says
-            why, and how to start all the same.
+        ConfigurationError: made-up weights, no tokenizer, weights that cannot be told from
+            others', or a calibration that failed; says why, and how to start all the same.
         SystemExit: SIGTERM or Ctrl-C while it was calibrated.
     """
-    asked = (options.compression_profile or NO_PROFILE).lower()
+    asked = (options.compression_profile or AUTO_PROFILE).lower()
     if asked == NO_PROFILE:
-        is_given = options.compression_profile is not None
-        said = "--compression-profile is none" if is_given else "no --compression-profile is given"
-        _warn_uniform(options, said)
-        return options
+        _warn_uniform(options)
     if asked != AUTO_PROFILE:
         return options
-    none = replace(options, compression_profile=NO_PROFILE)
     if not needs_profile(options):
-        return none
-    if args.load_format == "dummy":
-        _warn_uniform(options, "weights are made up (--load-format dummy) and not calibrated")
-        return none
+        return replace(options, compression_profile=NO_PROFILE)
+    _refuse_without(args.load_format == "dummy", "--load-format dummy makes the weights up", args)
     # What no profile mends is refused now rather than after minutes of calibration.
     make_plan(without_profile(options), model, itemsize_bytes)
     options = replace(options, page_group_size=group_size(options, model.num_kv_heads))
@@ -88,6 +84,8 @@ def resolve_profile(
             f"{_REMEDIES.format(model=args.model)}"
         ) from error
     if profile_problem(path, options, model):
+        is_missing = args.skip_tokenizer_init
+        _refuse_without(is_missing, "--skip-tokenizer-init leaves no tokenizer for texts", args)
         with locked(path, lambda: logger.info("waiting for another process to calibrate %s", path)):
             if problem := profile_problem(path, options, model):
                 if path.exists():
@@ -102,12 +100,20 @@ def _secrets(args: EngineArgs) -> dict[str, str]:
     return {"HF_TOKEN": args.hf_token} if isinstance(args.hf_token, str) else {}
 
 
-def _warn_uniform(options: CompressionOptions, reason: str) -> None:
+def _refuse_without(is_missing: bool, reason: str, args: EngineArgs) -> None:
+    """Raise ConfigurationError where what a calibration takes is missing."""
+    if is_missing:
+        raise ConfigurationError(
+            f"no profile of {args.model} can be calibrated: {reason}. "
+            f"{_REMEDIES.format(model=args.model)}"
+        )
+
+
+def _warn_uniform(options: CompressionOptions) -> None:
     if options.compression_ratio < 1:
         logger.warning(
-            "%s: every head keeps the same share of every chunk (uniform budgets), which costs "
-            "accuracy that a calibrated --compression-profile keeps",
-            reason,
+            "--compression-profile is none: every head keeps the same share of every chunk "
+            "(uniform budgets), which costs accuracy that a calibrated profile keeps"
         )
 
 
@@ -145,7 +151,8 @@ def _calibrate(
     log = path.with_suffix(".log")
     logger.info(
         "no profile of %s is cached: calibrating one first on the built-in samples, once, which "
-        "takes minutes (--compression-profile none starts without); its progress: %s",
+        "takes minutes (--compression-profile none starts without, with uniform budgets, which "
+        "lose answers); its progress: %s",
         model,
         log,
     )
@@ -176,4 +183,10 @@ def _calibrate(
             f"{log}). {_REMEDIES.format(model=model)}"
         )
     logger.info("calibrated in %.0f s: %s", time.monotonic() - begun, path)
+    if is_cpu_build() and "--measure" not in arguments:
+        logger.info(
+            "its budgets are of statistics alone, because measuring them takes long on a CPU: "
+            "tangram calibrate %s --measure --out FILE measures, for --compression-profile FILE",
+            model,
+        )
     log.unlink(missing_ok=True)

@@ -143,10 +143,10 @@ def _announce(options: CompressionOptions, plan: CompressionPlan, max_model_len:
     """Tell what is served, and warn of options under which compression gives less than it could."""
     geometry = plan.geometry
     logger.info(
-        "KV cache compression: ratio %g, %s budgets, scorer %s, chunks of %d tokens, window %d, "
+        "KV cache compression: ratio %g, %s, scorer %s, chunks of %d tokens, window %d, "
         "%d heads a page, sealed block %d KiB, recent block %d tokens, layout %s",
         options.compression_ratio,
-        plan.level,
+        plan.budgets_title,
         plan.scorer_title,
         geometry.chunk_size_tokens,
         geometry.window_size_tokens,

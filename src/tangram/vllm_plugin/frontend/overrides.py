@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tangram.plan.options import (
-    AUTO_PROFILE,
     CONFIG_KEY,
     CompressionOptions,
     add_flags,
@@ -64,7 +63,7 @@ def _from_cli_args(original: Callable) -> Callable:
             config = dict(engine_args.additional_config or {})
             told = config.get(CONFIG_KEY, {})
             CompressionOptions.from_mapping(told)  # raises for what is no mapping
-            config[CONFIG_KEY] = {"compression_profile": AUTO_PROFILE, **told, **given}
+            config[CONFIG_KEY] = {**told, **given}
             engine_args.additional_config = args.additional_config = config
         return engine_args
 

@@ -43,11 +43,17 @@ class CompressionWorkerExtension:
     """Calls that `collective_rpc` reaches; vLLM mixes this class into its worker."""
 
     def tangram_status(self) -> dict[str, Any]:
-        """The layout that this worker serves, from its cache rather than from its options."""
+        """The layout that this worker serves, from its cache rather than from its options.
+
+        And where the plan had the budgets from.
+        """
         sealed = self._tangram_sealed()
+        plan = plan_of(self.vllm_config.additional_config)  # type: ignore[attr-defined]
+        assert plan is not None, "there are sealed pages"
         return {
             "layout": sealed.geometry.digest,
             "scorer": sealed.scorer.name,
+            "budgets": plan.budgets_title,
             "blocks": sealed.kv_cache.shape[0],
             "block_bytes": sealed.kv_cache.stride(0) * sealed.kv_cache.element_size(),
         }

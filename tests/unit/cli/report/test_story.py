@@ -157,6 +157,15 @@ def test_the_log_of_measured_budgets_is_sorted_best_first(make_profile):
     assert (high["divergence"], high["evaluations"]) == (0.1, None)
 
 
+def test_budgets_within_noise_are_told(make_profile, without):
+    log = {"origin": "error", "within_noise": ["uniform", "mass"], "check_samples": 8}
+    entries = [{"ratio": 0.1, "log": log}, {"ratio": 0.5, "log": {"within_noise": []}}]
+    arrays = without("threshold")
+    (remark,) = tell(make_profile(arrays=arrays, extra={"measured": entries}))["remarks"]
+    assert remark.startswith("At ratio 0.1, the 8 samples that had the last word cannot tell")
+    assert "from uniform, mass: " in remark
+
+
 @pytest.mark.parametrize("found", [None, 3, "x", {}, [None, 1, {}, {"ratio": 1, "log": 2}]])
 def test_what_is_no_log_is_passed_over(make_profile, found):
     profile = make_profile(extra={"measured": found})

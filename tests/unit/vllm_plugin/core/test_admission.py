@@ -256,7 +256,8 @@ def configured(monkeypatch, compression=None, is_async=True, **arguments):
     monkeypatch.setattr(configure.logger, "info", lambda text, *args: told.append(text % args))
     warn = "vllm.config.scheduler.logger.warning_once"
     monkeypatch.setattr(warn, lambda text, *args: warned.append(text % args))
-    additional = {} if compression is None else {CONFIG_KEY: compression}
+    uniform = {"compression_profile": "none"}
+    additional = {} if compression is None else {CONFIG_KEY: {**uniform, **compression}}
     made = EngineArgs(
         str(recall_model_path()), additional_config=additional, **arguments
     ).create_engine_config()

@@ -66,8 +66,8 @@ HOOKS: tuple[Hook, ...] = (
         _ARGS,
         "a profile is calibrated from the same weights and tokenizer as are served",
         "code_revision config_format download_dir dtype hf_config_path hf_overrides hf_token "
-        "load_format model_impl model_loader_extra_config quantization revision tokenizer "
-        "tokenizer_mode tokenizer_revision trust_remote_code",
+        "load_format model_impl model_loader_extra_config quantization revision "
+        "skip_tokenizer_init tokenizer tokenizer_mode tokenizer_revision trust_remote_code",
         upstream="further arguments that decide which weights are loaded",
         until=_READ,
     ),
