@@ -118,9 +118,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def read_cells(
-    path: Path, option: str, required: Collection[str] = REQUIRED
-) -> list[Cell]:
+def read_cells(path: Path, option: str, required: Collection[str] = REQUIRED) -> list[Cell]:
     """The cells of a file; of those with the same digest the last.
 
     A last line that was cut off, as by a kill while it was written, is passed over.

@@ -22,7 +22,6 @@ from tangram.evaluate.tasks.scoring import share_contained
 NAME_LETTERS = 5
 
 
-
 def variables(rng: random.Random, count: int) -> list[str]:
     """Names that differ, of capital letters."""
     made: dict[str, None] = {}
