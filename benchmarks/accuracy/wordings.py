@@ -43,10 +43,6 @@ def _shelf(rng: random.Random) -> str:
     return f"{rng.choice('BDFHKMNRTW')}{rng.randrange(1000):03}-{rng.choice('BDFHKMNRTW')}"
 
 
-def _parcel(rng: random.Random) -> str:
-    return f"{''.join(rng.choices('CGJLPQVXZ', k=2))}{rng.randrange(10**4):04}"
-
-
 def _constant(rng: random.Random) -> str:
     return "_".join(rng.sample(_WORDS, 2))
 
@@ -94,7 +90,7 @@ FACTS = (
             "shelves only, separated by commas.",
             "List all {count} shelves that have something of parcel {key}, codes only.",
         ),
-        keys=_distinct(_parcel),
+        keys=names,
         values=_distinct(_shelf),
     ),
     Wording(

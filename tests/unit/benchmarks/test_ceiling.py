@@ -45,15 +45,17 @@ def ids():
 def recall_bench():
     folder = str(recall_model_path())
     chat = ChatFormat.load(folder)
-    script = make_script("recall", tasks.get_task("recall"), tasks.Sizes(2048, 2, 12, 1), chat)
+    script = make_script("recall", tasks.get_task("recall"), tasks.Sizes(1400, 2, 12, 1), chat)
     model = load(folder, "sdpa")
     tokenizer = chat._tokenizer
     encode = partial(tokenizer.encode, add_special_tokens=False)
     talks = [make_talk(script, n, chat, encode) for n in range(2)]
 
+    bench = Bench(model, [model.config.eos_token_id], tokenizer.decode, None, None, "forced")
+
     def make(judge):
-        end = model.config.eos_token_id
-        return Bench(model, [end], tokenizer.decode, None, None, judge), script, talks
+        bench.judge = judge
+        return bench, script, talks
 
     return make
 
