@@ -8,10 +8,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-all lint bench clean
 
 help:
-	@echo "make setup | demo | test | lint | bench | clean   (ARGS=... is passed on)"
+	@echo "make setup | demo | test | test-all | lint | bench | clean   (ARGS=... is passed on)"
 
 setup: $(STAMP)
 	@echo "The environment is ready: $(VENV)"
@@ -24,6 +24,9 @@ demo: $(STAMP)
 	$(BIN)/tangram demo $(ARGS)
 
 test: $(STAMP)
+	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=15 -m "not thorough" $(ARGS)
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=15 $(ARGS)
 
 lint: $(STAMP)

@@ -73,6 +73,10 @@ def serving_minutes(start_s: float = 150) -> float:
 
 DECODE_CASE = ("--models", "qwen3-4b", "--budgets", "snapkv/perlayer")
 ENGINE = ("-m", "benchmarks.engine.bench_engine")
+TURNS = (
+    "--no-gate", "--sides", "tangram,stock,stock-full", "--what", "uneven,follow_up",
+    "--max-model-len", "133120",
+)  # fmt: skip
 CHECK = ("-m", "benchmarks.engine.check_device", "--conversations", "16")
 RUNS = {
     run.name: run
@@ -83,6 +87,7 @@ RUNS = {
         Run("launch", "launch.jsonl", ("-m", "benchmarks.kernels.bench_launch"), 2),
         Run("check", "check.jsonl", CHECK, 10, False),
         Run("engine", "engine.jsonl", (*ENGINE, "--sides", "stock,tangram,absent"), 9),
+        Run("turns", "engine.jsonl", (*ENGINE, *TURNS), 6),
         Run("throughput", "engine.jsonl", (*ENGINE, "--no-gate", "--what", "throughput"), 8),
         Run(
             "serving",
@@ -118,6 +123,9 @@ FULL_LOADS = (
     "qwen3-4b, agent, closed 24", "qwen3-4b, mid, closed 48", "qwen3-32b, mid, closed 12",
 )  # fmt: skip
 SHORT_LOADS = ("qwen3-4b, short, closed 160", "qwen3-4b, short, closed 48")
+FOLLOW_UPS = [
+    f"follow-up {cached} beside {decodes}" for cached in (8192, 47104) for decodes in (0, 16, 48)
+]
 STOCKS_RATE = "qwen3-4b, mid, open stock"
 
 BARS = [
@@ -144,6 +152,8 @@ BARS = [
     # Installed means harmless.
     *bars("engine", ["first_token, without the flags"], LESS, 0.02, promised=1.0),
     *bars("engine", [f"{s}, without the flags" for s in DECODE_STEPS], LESS, 0.01, promised=1.0),
+    *bars("turns", ["decode 1x128K-31x2K, over stock"], LESS, 0.02),
+    *bars("turns", [f"{turn}, over stock" for turn in FOLLOW_UPS], LESS, 0.15),
     *bars("throughput", ["throughput, over stock"], MORE, 0.05),
     # A window holds 9 to 43 of stock's answers.
     *bars("serving", [f"{load}, requests/s" for load in FULL_LOADS], MORE, 0.2),

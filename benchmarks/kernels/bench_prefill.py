@@ -11,7 +11,10 @@ through all layers, in turn:
 - `full_fa3`: as many calls of FlashAttention 3, causal, over all tokens so far, keys and values
   contiguous.
 
-One JSON line a step, and one for the prompt. Then `triton` and `with_fa3` for steps of some sizes
+One JSON line a step, and one for the prompt. Then steps of a next turn's size after histories of
+some lengths, a line each: as they are served, cut and shared out on the device (`extend_graph_ms`),
+the two ways of large steps, and FlashAttention 3 over all tokens, whose step is as much shorter as
+its hits are finer (`full_fa3_graph_ms`). Then `triton` and `with_fa3` for steps of some sizes
 after some sealed chunks, a line each: where the second begins to pay, `MIN_PAIRS` should be. Both
 are timed as replays of a graph too (`_graph_ms`), because small steps wait for their launches.
 `--sweep` tries tiles first and goes on with the fastest.
@@ -45,6 +48,7 @@ from benchmarks.kernels.budgets import BUDGETS, SHAPES, make_benchmark_geometry 
 from benchmarks.kernels.prefill_step import (  # noqa: E402
     DEVICE,
     DTYPE,
+    Extend,
     FlashAttention,
     Ours,
     Step,
@@ -56,6 +60,7 @@ from tangram.kernels.sizes import shared_bytes  # noqa: E402
 from tests.kernels.inputs import TOLERANCE  # noqa: E402
 from tests.kernels.paged_attention import paged_attention  # noqa: E402
 
+NEXT_TURN_TOKENS, NEXT_TURN_AFTER = 214, (8_192, 47_104, 114_688)
 THRESHOLD_TOKENS = (256, 1024, 8192)
 THRESHOLD_CHUNKS = (1, 4, 16, 64, 128)
 SWEEP = {
@@ -215,6 +220,33 @@ def threshold(
             yield record
 
 
+def next_turns(
+    args: argparse.Namespace, geometry: Geometry, blocks: Blocks, attention: PagedAttention | None
+) -> Iterator[dict]:
+    """One record a history's length: a next turn's step by every way, replays of a graph."""
+    layers = range(geometry.num_layers)
+    for start in NEXT_TURN_AFTER:
+        stop = start + NEXT_TURN_TOKENS + geometry.chunk_size_tokens // 2
+        step = Step(geometry, start, stop, args.seed)
+        sides: dict[str, Ours] = {
+            "triton": checked(step, blocks, None)[0],
+            "extend": Extend(step, blocks),
+        }
+        error = sides["extend"].check()
+        if not error < TOLERANCE[DTYPE]:
+            raise SystemExit(f"extend is wrong after {start} tokens: {error}")
+        runs = {name: partial(side.run, layers) for name, side in sides.items()}
+        if attention is not None:
+            runs["with_fa3"] = partial(checked(step, blocks, attention)[0].run, layers)
+            full = FlashAttention(Step(geometry, stop - NEXT_TURN_TOKENS, stop, args.seed))
+            runs["full_fa3"] = partial(full.run, geometry.num_layers)
+        step.fill_all_layers()
+        record: dict[str, Any] = {"next_turn_after": start, "tokens": stop - start}
+        for name, run in runs.items():
+            record[f"{name}_graph_ms"] = common.time_graph(run, replays=5, warmup=1).median_ms
+        yield record
+
+
 def find_attention(args: argparse.Namespace, geometry: Geometry) -> PagedAttention | None:
     """FlashAttention 3 as a server finds it; exits where it is asked for and not there."""
     if args.no_flash:
@@ -283,6 +315,8 @@ def main() -> None:
             blocks = sweep(step, tried[size], sorted({0, last // 3, 2 * last // 3, last}))
             del step
         records = [measure(args, geometry, blocks, attention)]
+        if chunk == args.chunk_sizes[0]:
+            records.append(next_turns(args, geometry, blocks, attention))
         if attention is not None and chunk == args.chunk_sizes[0] and not args.no_threshold:
             records.append(threshold(args, geometry, blocks, attention))
         case = {"head_size": size, "chunk_size_tokens": chunk, "ratio": args.ratio}

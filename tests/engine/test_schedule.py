@@ -62,7 +62,8 @@ def test_preemption_and_resumption(blocks, alone, prompts):
     """
     scorer, expected = alone
     more = dict(max_num_batched_tokens=256, max_model_len=800, max_num_seqs=16)
-    more |= dict(async_scheduling=False)
+    # So would they be if the shorter prompts came first.
+    more |= dict(async_scheduling=False, compression_admission=False)
     preempted = []
     with engine(**options(scorer, **more), num_gpu_blocks_override=blocks) as llm:
         scheduler = llm.llm_engine.engine_core.engine_core.scheduler
@@ -94,5 +95,5 @@ def test_async_scheduling(alone, prompts, monkeypatch):
     scorer, expected = alone
     with engine(**options(scorer, max_num_batched_tokens=100)) as llm:
         scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-        assert type(scheduler).__name__ == "AsyncScheduler"
+        assert type(scheduler).__name__ == "AsyncHistoryScheduler"
         assert_same(generate(llm, prompts, max_tokens=40), expected)

@@ -53,9 +53,22 @@ def check(capability, found):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("capability", SHARED_KIB)
-def test_every_kernel_fits_a_processor(capability, tmp_path):
-    found = compile_for(capability, "few", tmp_path)
+# A busy machine may take ten times the minute that one architecture takes.
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("capability", "which"),
+    [
+        # The least shared memory: what fits there fits everywhere.
+        *((capability, "some" if capability == 89 else "few") for capability in SHARED_KIB),
+        *(
+            pytest.param(capability, "some", marks=pytest.mark.thorough)
+            for capability in SHARED_KIB
+            if capability != 89
+        ),
+    ],
+)
+def test_every_kernel_fits_a_processor(capability, which, tmp_path):
+    found = compile_for(capability, which, tmp_path)
     check(capability, found)
     # Decode takes keys and values of 64 rows by 128 threads, in pieces of 16 bytes: two tiles
     # before the loop, and one in it. Triton 3.9 once did neither: it had lost that rows are
@@ -66,7 +79,7 @@ def test_every_kernel_fits_a_processor(capability, tmp_path):
     assert decode and all(copies == {"0x10": 3 * 2 * 64 * 256 // 16 // 128} for copies in decode)
     if capability == 90:
         products = [one.products for one in found if "expected_attention" in one.case]
-        assert len(products) == 2 and min(products) > 0
+        assert len(products) == (2 if which == "some" else 1) and min(products) > 0
 
 
 @pytest.mark.thorough

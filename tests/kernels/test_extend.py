@@ -98,7 +98,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("programs", [1, 5, 64])
+@pytest.mark.parametrize("programs", [1, 5, pytest.param(64, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("case", MIXED, ids=lambda case: case.name)
 def test_whatever_its_place_in_the_batch_a_request_sees_what_it_should(
     kernel_device, case, programs
@@ -106,7 +106,16 @@ def test_whatever_its_place_in_the_batch_a_request_sees_what_it_should(
     check(make_step(case, kernel_device, torch.float32, blocks=SMALL, programs=programs))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+QUICK = ("mixed", "all kept", "three query heads", "head size 256", "chunk of 240")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case.name in QUICK else pytest.mark.thorough, id=case.name)
+        for case in CASES
+    ],
+)
 def test_interpreted_it_agrees_with_the_reference(case):
     if torch.cuda.is_available():
         pytest.skip("with CUDA the kernel is compiled; the tests marked gpu take these cases")
@@ -122,12 +131,12 @@ def test_compiled_it_agrees_with_the_reference(case, dtype):
 
 
 def test_tiles_are_those_that_the_host_would_cut(kernel_device):
-    """Of fifty seeded steps: rows in any order, tokens of none, one and many."""
+    """Of seeded steps: requests of one token and of many in any order, some rows padded."""
     draw = np.random.default_rng(5)
     g = make_geometry([[1, 3]])
     per_tile = SMALL.queries_per_tile(g.queries_per_kv_head)
     tables = ExtendTables.of(g, kernel_device, SMALL)
-    for _ in range(50):
+    for _ in range(50 if kernel_device == "cuda" else 10):
         requests = int(draw.integers(1, 9))
         counts = draw.choice([1, 1, 2, per_tile, 63, 64, 65, 200], requests)
         after = counts + draw.integers(0, 300, requests)

@@ -7,7 +7,12 @@ import torch
 
 from tangram.kernels.prefill import Blocks, choose_blocks
 from tangram.kernels.seal_decode.scorers import KERNELS, tiles_of
-from tangram.kernels.sizes import HOPPER_SHARED_BYTES, SMALL_SHARED_BYTES, shared_bytes
+from tangram.kernels.sizes import (
+    HOPPER_SHARED_BYTES,
+    SMALL_SHARED_BYTES,
+    powers_of_two,
+    shared_bytes,
+)
 
 A100_SHARED_BYTES = 163 << 10
 SIZES = [(C, D, itemsize) for C in (64, 256, 2048) for D in (64, 128, 256) for itemsize in (2, 4)]
@@ -45,3 +50,11 @@ def test_sealing_holds_one_tile_less_where_two_do_not_fit(name):
         of_small = tiles_of(name, *sizes, SMALL_SHARED_BYTES)
         stages = min(2, of_h200.stages) if name in ("snap_kv", "tova") else of_h200.stages
         assert of_small == of_h200._replace(stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "powers"),
+    [(64, 1, [64]), (64, 64, [64]), (64, 65, [64, 128]), (1, 5, [1, 2, 4, 8])],
+)
+def test_powers_of_two_reach_what_is_asked_for(least, most, powers):
+    assert powers_of_two(least, most) == powers

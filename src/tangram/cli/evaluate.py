@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from tangram.cli.evaluate_options import parameters_by_scorer, parser
 from tangram.cli.evaluate_report import print_tables, report_console
 from tangram.engines.engine_arguments import check_engine_arguments
 from tangram.errors import ConfigurationError
-from tangram.evaluate.cells import Grid, Setting, make_engine, make_settings, play_scripts
+from tangram.evaluate.cells import (
+    Engines,
+    Grid,
+    Setting,
+    make_engine,
+    make_settings,
+    play_scripts,
+)
 from tangram.evaluate.chat import ChatFormat
 from tangram.evaluate.play import Script, make_script
 from tangram.evaluate.plot import draw, require_plots
@@ -158,7 +166,8 @@ def evaluate(
     done = {cell["digest"]: cell for cell in known}
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     progress = Progress(*columns, console=console, disable=not console.is_terminal)
-    with progress, _Engines(evaluation) as engines:
+    swaps = evaluation.engine_options["enforce_eager"]
+    with progress, Engines(partial(_start, evaluation), swaps) as engines:
         for setting in evaluation.settings:
             missing = [
                 script
@@ -177,44 +186,16 @@ def evaluate(
     ]
 
 
-class _Engines:
-    """One engine at a time, kept while only budgets change; gone when the block ends."""
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
-        self._engine: Any = None
-        self._setting: Setting | None = None
-
-    def __enter__(self) -> _Engines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._setting = None
-
-    def of(self, setting: Setting) -> Any:
-        """The engine of a setting; the one before may be closed for it."""
-        options = self._evaluation.engine_options
-        if (
-            self._setting is not None
-            and setting.plan is not None
-            and options["enforce_eager"]
-            and setting.differs_in_budgets_alone(self._setting)
-        ):
-            self._engine.swap_budgets(setting.plan.geometry.head_groups)
-        else:
-            self.__exit__()
-            self._engine = make_engine(
-                self._evaluation.model, setting, self._evaluation.max_model_len, options
-            )
-        self._setting = setting
-        return self._engine
+def _start(evaluation: Evaluation, setting: Setting) -> Any:
+    """The engine of a setting."""
+    return make_engine(
+        evaluation.model, setting, evaluation.max_model_len, evaluation.engine_options
+    )
 
 
 def _play_setting(
     evaluation: Evaluation,
-    engines: _Engines,
+    engines: Engines,
     setting: Setting,
     scripts: Sequence[Script],
     done: dict[str, Cell],

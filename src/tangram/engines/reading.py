@@ -130,18 +130,32 @@ class ReadingEngine:
             other: [positions, hidden], of the model in this engine.
         """
         total = 0.0
-        for mine, theirs in zip(
-            full.split(POSITIONS_AT_ONCE), other.split(POSITIONS_AT_ONCE), strict=True
-        ):
-            p, q = (
-                self._model.compute_logits(states.to(other.device)).float().log_softmax(dim=-1)
-                for states in (mine, theirs)
-            )
+        for logits in self._logits(full, other):
+            p, q = (part.log_softmax(dim=-1) for part in logits)
             # Logits of -inf are so in both, and count for nothing.
             terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))
             total += float(terms.sum())
         # Rounding can leave equal distributions a little below 0.
         return max(total, 0.0) / len(full)
+
+    @torch.no_grad()
+    def agreement(self, full: Tensor, other: Tensor) -> float:
+        """Share of positions whose likeliest next token is the same; arguments as `divergence`."""
+        same = 0
+        for p, q in self._logits(full, other):
+            same += int((p.argmax(dim=-1) == q.argmax(dim=-1)).sum())
+        return same / len(full)
+
+    def _logits(self, full: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float32 logits of both, a few positions at a time."""
+        for mine, theirs in zip(
+            full.split(POSITIONS_AT_ONCE), other.split(POSITIONS_AT_ONCE), strict=True
+        ):
+            p, q = (
+                self._model.compute_logits(states.to(other.device)).float()
+                for states in (mine, theirs)
+            )
+            yield p, q
 
     def close(self) -> None:
         """Give the engine's memory back."""

@@ -77,11 +77,17 @@ class Setting:
         return digest.hexdigest()[:16]
 
     def differs_in_budgets_alone(self, other: Setting) -> bool:
-        """Whether an engine of the other serves this one when its budgets are swapped."""
+        """Whether an engine of the other serves this one when its budgets are swapped.
+
+        Of a profile the engine keeps what the scorer reads; budgets may come from another one.
+        """
         if self.options is None or other.options is None:
             return False
-        return self.options == replace(
-            other.options, compression_level=self.options.compression_level
+        of_budgets = ("compression_level", "compression_profile")
+        mine = {name: getattr(self.options, name) for name in of_budgets}
+        return (
+            self.options == replace(other.options, **mine)
+            and self.statistics_digest == other.statistics_digest
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -253,6 +259,43 @@ def make_engine(
         given = setting.options.to_mapping()
         compression = {name: value for name, value in given.items() if value is not None}
     return GreedyEngine(model, compression, max_model_len=max_model_len, **options)
+
+
+class Engines:
+    """One engine at a time, kept while only budgets change; gone when the block ends.
+
+    Args:
+        make: the engine of a setting.
+        swaps: whether its engines take other budgets, as those without captured graphs do.
+    """
+
+    def __init__(self, make: Callable[[Setting], Any], swaps: bool) -> None:
+        self._make, self._swaps = make, swaps
+        self._engine: Any = None
+        self._setting: Setting | None = None
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._setting = None
+
+    def of(self, setting: Setting) -> Any:
+        """The engine of a setting; the one before may be closed for it."""
+        if (
+            self._setting is not None
+            and setting.plan is not None
+            and self._swaps
+            and setting.differs_in_budgets_alone(self._setting)
+        ):
+            self._engine.swap_budgets(setting.plan.geometry.head_groups)
+        else:
+            self.__exit__()
+            self._engine = self._make(setting)
+        self._setting = setting
+        return self._engine
 
 
 def play_scripts(

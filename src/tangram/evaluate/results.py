@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def read_cells(path: Path, option: str) -> list[Cell]:
+def read_cells(path: Path, option: str, required: Collection[str] = REQUIRED) -> list[Cell]:
     """The cells of a file; of those with the same digest the last.
 
     A last line that was cut off, as by a kill while it was written, is passed over.
@@ -126,6 +126,7 @@ def read_cells(path: Path, option: str) -> list[Cell]:
     Args:
         path: a file that `append_cell` wrote.
         option: named in errors.
+        required: fields that every cell has, `digest` among them.
 
     Raises:
         ConfigurationError: the file cannot be read or holds something else; names the line.
@@ -144,7 +145,7 @@ def read_cells(path: Path, option: str) -> list[Cell]:
             if number == len(lines) and line.startswith("{"):
                 continue
             raise ConfigurationError(f"{option} {path}, line {number}: not JSON") from error
-        if not isinstance(cell, dict) or not set(REQUIRED) <= set(cell):
+        if not isinstance(cell, dict) or not set(required) <= set(cell):
             raise ConfigurationError(
                 f"{option} {path}, line {number}: not a cell of tangram evaluate; give a file "
                 "that --out wrote, or a new one"

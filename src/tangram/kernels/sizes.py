@@ -24,6 +24,12 @@ def shared_bytes(device: torch.device) -> int:
     return int(properties.shared_memory_per_block_optin)
 
 
+def powers_of_two(least: int, most: int) -> list[int]:
+    """The power of two `least`, and each further one, to the first that is no less than `most`."""
+    exponents = range(least.bit_length() - 1, max(least, power_of_two(most)).bit_length())
+    return [1 << exponent for exponent in exponents]
+
+
 def power_of_two(count: int) -> int:
     """The least power of two that is no less than `count`, from 1; Triton's own is slow."""
     return 1 << (count - 1).bit_length()

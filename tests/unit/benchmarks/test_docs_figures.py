@@ -130,6 +130,23 @@ def test_the_engine():
         assert_row(row, [*both(key, field), found[f"{key}, over stock"].value])
 
 
+def test_next_turns():
+    (rows,) = tables("performance.md", "A next turn, and one long conversation among short ones")
+    found = [line for line in lines("engine.jsonl") if "median_ms" in line]
+    times = {(line["side"], line["cached"], line["decodes"]): line["median_ms"] for line in found}
+    ratios, cached = read_figures(COMMITTED, "engine.jsonl"), 0
+    for history, stock, ours, ratio in rows:
+        length, decodes = history.rsplit(",", 1)
+        cached = cached if length == "..." else int(length.removesuffix(" tokens").replace(",", ""))
+        sides = [times.get((side, cached, int(decodes))) for side in ("stock", "stock-full")]
+        printed = stock.replace("(", "").replace(")", "").split()
+        assert_row(printed, [time for time in sides if time is not None])
+        of = f"follow-up {cached} beside {int(decodes)}"
+        assert_row([ours, ratio], [times["tangram", cached, int(decodes)],
+                                   ratios[f"{of}, over stock"].value])  # fmt: skip
+    assert len(rows) == 6
+
+
 def test_serving():
     (results,) = tables("serving-benchmarks.md", "Results")
     found = read_figures(COMMITTED, "serving.jsonl")

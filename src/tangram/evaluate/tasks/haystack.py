@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 from tangram.conversations import FILLER, KEYS, SLOTS
 from tangram.errors import ConfigurationError
@@ -24,11 +26,17 @@ NUMBER_DIGITS = 7
 MAX_NAMES = len(SLOTS["adjective"]) * len(KEYS)
 
 _SLOT = re.compile(r"\{(\w+)\}")
-_NEEDLE = "The access number of {key} is {number}."
-_INTRODUCTION = (
-    "Read the following text carefully. Access numbers are hidden in it, and I will ask you "
-    "about them afterwards."
-)
+
+
+class Units(Protocol):
+    """Filler in units that are taken in order."""
+
+    def first(self, count: int) -> Sequence[str]:
+        """The first units, the same for every count; fewer where there are no more."""
+
+
+Filler = Callable[[random.Random], Units]
+"""Draws the filler of a conversation."""
 
 
 class Sentences:
@@ -70,15 +78,61 @@ def bury(needles: Sequence[tuple[float, str]], sentences: Sequence[str]) -> list
     return [text for _, text in sorted([*needles, *parts], key=lambda part: part[0])]
 
 
-class NeedleTask(Task):
-    """Numbers that belong to names; a subclass says how many there are, and how many are asked for.
+@dataclass(frozen=True)
+class Wording:
+    """How values that belong to names are told and asked for.
 
     Attributes:
-        numbers_per_key: numbers of a name.
+        kind: what the values are.
+        introduction: what the context begins with.
+        told: patterns with `{key}` and `{value}`; every value is told by one of them.
+        asked: patterns with `{key}`, which ask for the only value of a name.
+        asked_all: patterns with `{key}` and `{count}`, which ask for all of several.
+        keys: draws so many names that differ.
+        values: draws so many values, none of which is part of another.
     """
 
-    numbers_per_key: int = 1
+    kind: str
+    introduction: str
+    told: tuple[str, ...]
+    asked: tuple[str, ...]
+    asked_all: tuple[str, ...]
+    keys: Callable[[random.Random, int], list[str]]
+    values: Callable[[random.Random, int], list[str]]
+
+
+ACCESS_NUMBERS = Wording(
+    kind="access number",
+    introduction=(
+        "Read the following text carefully. Access numbers are hidden in it, and I will ask you "
+        "about them afterwards."
+    ),
+    told=("The access number of {key} is {value}.",),
+    asked=("What is the access number of {key}? Answer with the number only.",),
+    asked_all=(
+        "What are all the access numbers of {key}? The text tells {count} of them. "
+        "Answer with the numbers only, separated by commas.",
+    ),
+    keys=names,
+    values=numbers,
+)
+
+
+@dataclass(frozen=True)
+class NeedleTask(Task):
+    """Values that belong to names; a subclass says how many there are, and how many are asked for.
+
+    Attributes:
+        numbers_per_key: values of a name.
+        wordings: that conversations take in turn.
+        filler: what the values are told among.
+    """
+
     max_answer_tokens = 128
+
+    numbers_per_key: int = 1
+    wordings: tuple[Wording, ...] = (ACCESS_NUMBERS,)
+    filler: Filler = Sentences
 
     def counts(self, questions: int) -> tuple[int, int]:
         """(names that are told, names that are asked for) where so many questions are wanted."""
@@ -93,69 +147,43 @@ class NeedleTask(Task):
                 f"{MAX_NAMES * sizes.questions // keys}; ask fewer"
             )
         return [
-            number_dialogue(
-                random.Random(f"{self.name}/{sizes.seed}/{number}"),
-                sizes,
-                measure,
-                self.name,
-                keys=keys,
-                asked=asked,
-                numbers_per_key=self.numbers_per_key,
-            )
+            self._dialogue(number, sizes, measure, keys, asked)
             for number in range(sizes.conversations)
         ]
 
+    def _dialogue(
+        self, number: int, sizes: Sizes, measure: Measure, keys: int, asked: int
+    ) -> Dialogue:
+        """A conversation that tells of `keys` names and asks for some, each in its own turn."""
+        seed = f"{self.name}/{sizes.seed}/{number}"
+        rng, words = random.Random(seed), random.Random(f"{seed}/words")
+        wording = self.wordings[number % len(self.wordings)]
+        table: dict[str, list[str]] = {}
+        values = iter(wording.values(rng, keys * self.numbers_per_key))
+        for name in wording.keys(rng, keys):
+            table[name] = [next(values) for _ in range(self.numbers_per_key)]
+        needles = [
+            (rng.random(), words.choice(wording.told).format(key=key, value=value))
+            for key, of_key in table.items()
+            for value in of_key
+        ]
+        questions = tuple(
+            _question(words, wording, key, table[key]) for key in rng.sample(list(table), asked)
+        )
+        filler = self.filler(rng)
+
+        def build(units: int) -> Dialogue:
+            text = " ".join(bury(needles, filler.first(units)))
+            return Dialogue(f"{wording.introduction}\n\n{text}", ACKNOWLEDGEMENT, questions)
+
+        return build(fit_units(lambda units: measure(build(units)), sizes.limit_tokens, self.name))
+
     def score(self, question: Question, answer: str) -> float:
-        """Share of the numbers that the answer contains."""
+        """Share of the values that the answer contains."""
         return share_contained(answer, question.expected)
 
 
-def number_dialogue(
-    rng: random.Random,
-    sizes: Sizes,
-    measure: Measure,
-    task: str,
-    *,
-    keys: int,
-    asked: int,
-    numbers_per_key: int,
-) -> Dialogue:
-    """A conversation about numbers that belong to names.
-
-    Args:
-        rng: draws everything.
-        sizes: of the conversation.
-        measure: its length in the model's tokens.
-        task: name of the task, for the error.
-        keys: names that are told.
-        asked: how many of them are asked for, each in its own turn.
-        numbers_per_key: numbers of a name, each told on its own.
-    """
-    table: dict[str, list[str]] = {}
-    all_numbers = iter(numbers(rng, keys * numbers_per_key))
-    for name in names(rng, keys):
-        table[name] = [next(all_numbers) for _ in range(numbers_per_key)]
-    needles = [
-        (rng.random(), _NEEDLE.format(key=key, number=number))
-        for key, values in table.items()
-        for number in values
-    ]
-    questions = tuple(_number_question(key, table[key]) for key in rng.sample(list(table), asked))
-    filler = Sentences(rng)
-
-    def build(units: int) -> Dialogue:
-        text = " ".join(bury(needles, filler.first(units)))
-        return Dialogue(f"{_INTRODUCTION}\n\n{text}", ACKNOWLEDGEMENT, questions)
-
-    return build(fit_units(lambda units: measure(build(units)), sizes.limit_tokens, task))
-
-
-def _number_question(key: str, values: list[str]) -> Question:
-    if len(values) == 1:
-        text = f"What is the access number of {key}? Answer with the number only."
-    else:
-        text = (
-            f"What are all the access numbers of {key}? The text tells {len(values)} of them. "
-            "Answer with the numbers only, separated by commas."
-        )
-    return Question(key, text, ", ".join(values), tuple(values))
+def _question(rng: random.Random, wording: Wording, key: str, values: list[str]) -> Question:
+    patterns = wording.asked if len(values) == 1 else wording.asked_all
+    text = rng.choice(patterns).format(key=key, count=len(values))
+    return Question(key, text, ", ".join(values), tuple(values), wording.kind)

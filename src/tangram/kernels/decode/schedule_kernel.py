@@ -12,7 +12,13 @@ import triton
 import triton.language as tl
 
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.decode.tables import START_COLUMNS, Column, DecodeTables, DecodeWorkspace
+from tangram.kernels.decode.tables import (
+    LEAST_REQUESTS,
+    START_COLUMNS,
+    Column,
+    DecodeTables,
+    DecodeWorkspace,
+)
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.sizes import power_of_two
 
@@ -118,7 +124,7 @@ def _schedule(
 def schedule(view: CacheView, batch: int, tables: DecodeTables, workspace: DecodeWorkspace) -> None:
     """Launch; see `tangram.kernels.decode.schedule`."""
     g, programs = tables.geometry, workspace.num_programs
-    requests = power_of_two(batch)
+    requests = max(LEAST_REQUESTS, power_of_two(batch))
     block = max(1, min(16, 4096 // requests))
     _schedule[(g.num_layers, -(-programs // block))](
         view.seq_lens,

@@ -28,6 +28,8 @@ TILE_BYTES = 32768
 """Rows that a program takes at once."""
 PROGRAMS_PER_SM = 2
 """Programs for every multiprocessor: all run at once. What was fastest on an H200."""
+LEAST_REQUESTS = 64
+"""That the launch which finds shares is compiled for; then powers of two."""
 START_COLUMNS = 32
 """Integers that tell a program where it starts."""
 

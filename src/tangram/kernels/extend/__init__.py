@@ -11,22 +11,24 @@ from torch import Tensor
 
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.extend.tables import (
+    LEAST_REQUESTS,
+    LEAST_TILES,
     MAX_STEP_TOKENS,
     PROGRAMS_PER_SM,
     ExtendTables,
     ExtendWorkspace,
-    kinds_of_cuts,
     num_tiles,
 )
 
 __all__ = [
+    "LEAST_REQUESTS",
+    "LEAST_TILES",
     "MAX_STEP_TOKENS",
     "PROGRAMS_PER_SM",
     "ExtendTables",
     "ExtendWorkspace",
     "cut",
     "extend_attention",
-    "kinds_of_cuts",
     "num_tiles",
 ]
 

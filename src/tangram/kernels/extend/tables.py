@@ -98,15 +98,3 @@ class ExtendWorkspace:
 def num_tiles(tokens: int) -> int:
     """Tiles that a step of so many tokens can have, rounded up: a tile has one query at least."""
     return max(LEAST_TILES, power_of_two(tokens))
-
-
-def kinds_of_cuts(max_requests: int) -> list[tuple[int, int]]:
-    """Requests and tokens of steps, one of every kind that the cut is compiled for."""
-    requests = [min(max_requests, LEAST_REQUESTS)]
-    while requests[-1] < max_requests:
-        requests.append(min(2 * requests[-1], max_requests))
-    tokens, kinds = LEAST_TILES, []
-    while tokens <= MAX_STEP_TOKENS:
-        kinds += [(count, tokens) for count in requests]
-        tokens *= 2
-    return kinds

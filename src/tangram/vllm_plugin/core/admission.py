@@ -7,10 +7,11 @@ tokens: nobody is passed by a request that came later than that.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
@@ -52,20 +53,27 @@ class HistoryQueue(FCFSRequestQueue):
         self.clock_tokens = 0
         self._uncached_tokens = uncached_tokens
         self._waits: WeakKeyDictionary[Request, _Wait] = WeakKeyDictionary()
-        self._has_new = False
+        self._new: WeakSet[Request] = WeakSet()
 
     def add_request(self, request: Request) -> None:  # noqa: D102
         self._waits[request] = _Wait(self.clock_tokens)
-        self._has_new = True
+        self._new.add(request)
         super().add_request(request)
 
     def peek_request(self) -> Request:  # noqa: D102
-        if self._has_new and len(self) > 1:
-            ordered = sorted(self, key=self._place)
-            self.clear()
-            self.extend(ordered)
-            self._has_new = False
+        if self._new and len(self) > 1:
+            self._place_new()
         return super().peek_request()
+
+    def _place_new(self) -> None:
+        """Put those that came last, and stand behind all others, where they belong."""
+        came = []
+        while self and self[-1] in self._new:
+            came.append(self.pop())
+        self._new.clear()
+        for request in reversed(came):
+            place = self._place(request)
+            self.insert(bisect_right(self, place, key=self._place), request)
 
     def _place(self, request: Request) -> int:
         """The lowest is admitted first."""
@@ -107,13 +115,10 @@ class AsyncHistoryScheduler(_AdmitsByHistory, AsyncScheduler):
     """In the place of vLLM's that plans a step while the last one runs."""
 
 
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    f"{scheduler.__module__}.{scheduler.__qualname__}": scheduler
-    for scheduler in (HistoryScheduler, AsyncHistoryScheduler)
-}
-"""By the names under which they travel to the engine core."""
+ADMITS_BY_HISTORY = f"{HistoryScheduler.__module__}.{HistoryScheduler.__qualname__}"
+"""What the configuration says that has one of them: a name travels to the engine core."""
 
 
-def scheduler_name(is_async: bool) -> str:
-    """The name of the one that stands for what vLLM would choose."""
-    return list(SCHEDULERS)[is_async]
+def history_scheduler(is_async: bool) -> type[Scheduler]:
+    """The one that stands for what vLLM would choose."""
+    return AsyncHistoryScheduler if is_async else HistoryScheduler

@@ -17,7 +17,7 @@ from tangram.plan.compression_plan import CompressionPlan, make_plan
 from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
 from tangram.plan.supported import WORKER_EXTENSION_PATH
 from tangram.profile import ModelIdentity
-from tangram.vllm_plugin.core.admission import scheduler_name
+from tangram.vllm_plugin.core.admission import ADMITS_BY_HISTORY
 from tangram.vllm_plugin.drift.board import name_engine
 from tangram.vllm_plugin.frontend.auto_profile import resolve_profile
 from tangram.vllm_plugin.frontend.hooks import require_hooks
@@ -103,7 +103,7 @@ def _set_scheduler(config: VllmConfig, options: CompressionOptions) -> None:
     elif not config.cache_config.enable_prefix_caching:
         reason = "nothing is cached"
     else:
-        scheduler.scheduler_cls = scheduler_name(bool(scheduler.async_scheduling))
+        scheduler.scheduler_cls = ADMITS_BY_HISTORY
         logger.info("waiting requests: those whose history is cached go first")
         return
     logger.info("waiting requests: their history does not count, %s", reason)

@@ -101,8 +101,11 @@ def _get_scheduler_cls(original: Callable) -> Callable:
     def get_scheduler_cls(self: Any) -> Any:
         if not str(self.scheduler_cls).startswith("tangram."):
             return original(self)
-        from tangram.vllm_plugin.core.admission import SCHEDULERS
+        from tangram.vllm_plugin.core.admission import ADMITS_BY_HISTORY, history_scheduler
 
-        return SCHEDULERS.get(self.scheduler_cls) or original(self)
+        if self.scheduler_cls != ADMITS_BY_HISTORY:
+            return original(self)
+        # As vLLM asks, and not when a configuration is made: what a platform lacks comes between.
+        return history_scheduler(bool(self.async_scheduling))
 
     return get_scheduler_cls

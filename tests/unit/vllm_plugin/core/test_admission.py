@@ -1,6 +1,8 @@
 """Who is admitted next of those that wait, and whose scheduler is used at all."""
 
+import gc
 import random
+import weakref
 
 import pytest
 from vllm import SamplingParams
@@ -19,11 +21,11 @@ from tangram.bundled import recall_model_path
 from tangram.plan.options import CONFIG_KEY
 from tangram.vllm_plugin import register
 from tangram.vllm_plugin.core.admission import (
+    ADMITS_BY_HISTORY,
     PATIENCE,
     AsyncHistoryScheduler,
     HistoryQueue,
     HistoryScheduler,
-    scheduler_name,
 )
 from tangram.vllm_plugin.frontend import configure
 
@@ -333,10 +335,29 @@ def test_priorities_keep_their_queue(tmp_path, monkeypatch):
 
 
 def test_a_scheduler_whose_steps_overlap_admits_alike(tmp_path, monkeypatch):
-    with_scheduler(monkeypatch, scheduler_cls=scheduler_name(is_async=True))
+    with_scheduler(monkeypatch, scheduler_cls=ADMITS_BY_HISTORY, async_scheduling=True)
     engine = engine_of(tmp_path)
     assert type(engine.scheduler) is AsyncHistoryScheduler
     play(engine, engine.add("first turn", HISTORY, 2, 0.0))
     new, goes_on = engine.add("new", OTHER, 2, 0.0), engine.add("goes on", HISTORY, 2, 0.0)
     assert play(engine, new, goes_on) == ["goes on", "new"]
     assert engine.is_whole
+
+
+def test_a_queue_holds_no_request_that_it_gave_away():
+    """Each comes alone, so that none is ever looked up."""
+    queue, gone = HistoryQueue(lambda request: 1), []
+    for _ in range(3):
+        request = Waiting()
+        gone.append(weakref.ref(request))
+        queue.add_request(request)
+        assert queue.peek_request() is request and queue.pop_request() is request
+        del request
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
+
+
+class Waiting:
+    """As much of a request as the queue asks for."""
+
+    status = RequestStatus.WAITING

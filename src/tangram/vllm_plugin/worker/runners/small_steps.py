@@ -10,16 +10,18 @@ import torch
 from tangram.geometry import Geometry
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.decode import DecodeTables, DecodeWorkspace, decode_attention, schedule
+from tangram.kernels.decode.tables import LEAST_REQUESTS as SCHEDULED_AT_LEAST
 from tangram.kernels.extend import (
+    LEAST_REQUESTS,
+    LEAST_TILES,
     MAX_STEP_TOKENS,
     PROGRAMS_PER_SM,
     ExtendTables,
     ExtendWorkspace,
     cut,
     extend_attention,
-    kinds_of_cuts,
 )
-from tangram.kernels.sizes import power_of_two
+from tangram.kernels.sizes import powers_of_two
 from tangram.vllm_plugin.worker.runners.step import LayerStep
 
 
@@ -58,14 +60,16 @@ class SmallSteps:
         Args:
             step: whose caches and type the kernels are for.
         """
-        most = power_of_two(self._max_requests)
+        most = self._max_requests
         zeros = step.view.seq_lens.new_zeros(most + 1)
-        nothing = step.view._replace(seq_lens=zeros[: self._max_requests], query_start=zeros)
-        for exponent in range(most.bit_length()):
-            schedule(nothing, 1 << exponent, self._decode_tables, self._decode_workspace)
-        for requests, tokens in kinds_of_cuts(self._max_requests):
-            some = nothing._replace(seq_lens=zeros[:requests])
-            cut(some, tokens, self._tables, self._workspace)
+        nothing = step.view._replace(seq_lens=zeros[:most], query_start=zeros)
+        for requests in powers_of_two(SCHEDULED_AT_LEAST, most):
+            schedule(nothing, min(requests, most), self._decode_tables, self._decode_workspace)
+        for requests in powers_of_two(LEAST_REQUESTS, most):
+            some = nothing._replace(seq_lens=zeros[: min(requests, most)])
+            cut(some, LEAST_TILES, self._tables, self._workspace)
+        for tokens in powers_of_two(LEAST_TILES, MAX_STEP_TOKENS):
+            cut(nothing, tokens, self._tables, self._workspace)
         empty = LayerStep(**{**vars(step), "view": nothing})
         self.attend(empty, lambda: None)
 
