@@ -90,10 +90,12 @@ def _lost(found: dict[Row, Found]) -> str:
         "budgets: oracle, own - static": ((ORACLE, "own"), (ORACLE, "static")),
         "budgets: oracle, own - uniform": ((ORACLE, "own"), (ORACLE, "uniform")),
     }
-    for ranking, budgets in sorted({side for each in found.values() for side in each}, key=_order):
+    sides = {side for each in found.values() for side in each}
+    for ranking, budgets in sorted(sides, key=_order):
         if ranking != ORACLE:
             name = f"scorer: oracle - {ranking}, {budgets}"
             pairs[name] = ((ORACLE, budgets), (ranking, budgets))
+    pairs = {name: pair for name, pair in pairs.items() if sides.issuperset(pair)}
     rows = []
     for (ratio, chunk), each in found.items():
         cells = [_points(each.get(more), each.get(less)) for more, less in pairs.values()]
