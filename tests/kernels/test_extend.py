@@ -87,7 +87,7 @@ def check(step):
         end = int(step.view.query_start[request + 1])
         error = error_of(step.out[begin:end], expected[begin:end])
         assert end == begin or error < TOLERANCE[step.dtype], f"request {request}: {error}"
-    assert step.out[step.tokens :].isnan().all(), "a padded row was written"
+    assert not step.out[step.tokens :].any(), "a padded row is not zero"
 
 
 MIXED = [
@@ -142,7 +142,9 @@ def test_tiles_are_those_that_the_host_would_cut(kernel_device):
         after = counts + draw.integers(0, 300, requests)
         query_start = np.concatenate([[0], np.cumsum(counts)])
         segments, _ = cut_step(g, query_start, after)
-        many = np.flatnonzero(counts[segments.request] > 1)
+        # The first token after a chunk waits for sealing, as prompts do.
+        is_decode = (counts == 1) & ((after - 1) % g.chunk_size_tokens != 0)
+        many = np.flatnonzero(~is_decode[segments.request])
         expected = make_tiles(segments.take(many), g, SMALL)[:, :4]
         expected = expected[np.lexsort((expected[:, 1],))]
 
@@ -163,7 +165,7 @@ def test_tiles_are_those_that_the_host_would_cut(kernel_device):
         tiles = workspace.tiles[: len(expected)].cpu().numpy()
         assert np.array_equal(tiles, expected)
         assert np.array_equal(ends[: len(expected)], tiles[:, 3] + tiles[:, 2])
-        ones = np.concatenate([np.where(counts == 1, after, 0), np.zeros(padding)])
+        ones = np.concatenate([np.where(is_decode, after, 0), np.zeros(padding)])
         assert np.array_equal(workspace.decode_lens.cpu().numpy(), ones)
 
 

@@ -303,13 +303,15 @@ def _combine(
     head_set = tl.load(cut + 1)
     first_part = tl.load(cut + 2)
     count = tl.load(cut + 3)
+    # One program at least, or what follows in the stream could begin before decode has ended.
+    if DEPENDENT:
+        if (request >= 0) | (program == 0):
+            gdc_wait()
     if request >= 0:
         head = tl.load(head_sets_ptr + head_set * (FIRST_HEAD + HEADS) + FIRST_HEAD + line // G)
         dims = tl.arange(0, D)
         peak, total = float("-inf"), 0.0
         acc = tl.full([D], 0.0, tl.float32)
-        if DEPENDENT:
-            gdc_wait()
         for begin in range(0, count, PARTS):
             nth = begin + tl.arange(0, PARTS)
             inside = nth < count

@@ -1,8 +1,10 @@
 """Attention of a small step with new tokens of prompts, cut and shared out on the device.
 
 `cut` once a step, then `extend_attention` for every layer. Requests that compute one token are left
-to decode attention. No length is read on the host and no grid depends on one, so that a captured
-graph serves every step of its tokens; larger steps go to `tangram.kernels.prefill`.
+to decode attention, but where it is the first one after a chunk: the step itself may seal that for
+another request, so that it has to be attended to after sealing. No length is read on the host and
+no grid depends on one, so that a captured graph serves every step of its tokens; larger steps go to
+`tangram.kernels.prefill`.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ __all__ = [
 def cut(view: CacheView, tokens: int, tables: ExtendTables, workspace: ExtendWorkspace) -> None:
     """Cut a step into tiles, and find where the programs of all layers start.
 
-    Two small launches. Afterwards `workspace.decode_lens` has the lengths of the requests that
-    compute a single token: what is left to decode attention.
+    Two small launches. Afterwards `workspace.decode_lens` has the lengths of the requests that are
+    left to decode attention.
 
     Args:
         view: the cache of any layer; a request without a query has as many tokens as before.
@@ -63,7 +65,7 @@ def extend_attention(
     out: Tensor,
     workspace: ExtendWorkspace,
 ) -> None:
-    """Attend the queries of all requests that compute more than one token, and write `out`.
+    """Attend the queries of all requests but those left to decode attention, and write `out`.
 
     The query at position p sees the rows kept of every chunk j < p // C, and all tokens of
     [max(0, C * (p // C) - W), p]. Every program reads as many rows, whatever the lengths; how a
@@ -75,7 +77,8 @@ def extend_attention(
         tables: of all layers.
         layer: the layer.
         softmax_scale: factor on query times key.
-        out: [tokens, query_heads, head_size], written at the tiles' tokens only.
+        out: [tokens, query_heads, head_size], written at the tiles' tokens; zero in padded rows,
+            those from `query_start[-1]` on.
         workspace: cut for this step; one call at a time may use it.
     """
     from tangram.kernels.extend import kernel

@@ -54,8 +54,11 @@ def _cut(
     after = tl.load(seq_lens_ptr + requests, is_request, 0)
     count = tl.minimum(count, after)  # none of a padded row
     before = after - count
+    # A query at a boundary may see a chunk that this very step seals for another request: it
+    # attends with the prompts, after sealing.
+    is_decode = (count == 1) & (before % C != 0)
     if tl.program_id(0) == 0:
-        tl.store(decode_lens_ptr + requests, tl.where(count == 1, after, 0), is_request)
+        tl.store(decode_lens_ptr + requests, tl.where(is_decode, after, 0), is_request)
 
     # Tiles of the first chunk that a request has queries in, of those between, and of the last.
     first_chunk, last_chunk = before // C, tl.maximum(after - 1, 0) // C
@@ -65,7 +68,7 @@ def _cut(
     of_later = tl.cdiv(after - last_chunk * C, PER_TILE)
     of_later += (last_chunk - first_chunk - 1) * OF_CHUNK
     took = of_first + tl.where(last_chunk > first_chunk, of_later, 0)
-    took = tl.where(count > 1, took, 0)
+    took = tl.where((count > 0) & (is_decode == 0), took, 0)
     ends = tl.cumsum(took, 0)
 
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)

@@ -38,10 +38,13 @@ def _chunk_of(virtual, reciprocal):
 
 
 @remember_compiled
-@triton.jit(do_not_specialize=["stride_sealed_table", "stride_recent_table"])
+@triton.jit(
+    do_not_specialize=["num_requests", "num_tokens", "stride_sealed_table", "stride_recent_table"]
+)
 def _extend(
     query_ptr,  # [tokens, Hkv * G, D]
     out_ptr,  # [tokens, Hkv * G, D]
+    query_start_ptr,  # [num_requests + 1] int32
     tiles_ptr,  # [tiles, COLUMNS] int32
     starts_ptr,  # [programs, STARTS] int32, of the layer
     heads_ptr,  # [Hkv + 1, FIRST_HEAD + 1] int32, of the layer
@@ -51,6 +54,8 @@ def _extend(
     recent_table_ptr,  # [requests, blocks] int32
     partial_ptr,  # [programs, 2, ROWS, D] float32
     lse_ptr,  # [programs, 2, ROWS] float32
+    num_requests,
+    num_tokens,
     scale_log2,
     stride_query_token,
     stride_query_head,
@@ -203,6 +208,15 @@ def _extend(
             nth_head = nth_head * 0
             tile += 1
 
+    nothing = tl.zeros([D], out_ptr.dtype.element_ty)
+    programs = tl.num_programs(0)
+    padded = tl.load(query_start_ptr + num_requests) + program
+    for nth in range(0, tl.cdiv(tl.maximum(num_tokens - padded, 0), programs)):
+        token = (padded + nth * programs).to(tl.int64)
+        row_ptr = out_ptr + token * stride_out_token + element
+        for one in range(0, KV_HEADS * G):
+            tl.store(row_ptr + one * stride_out_head, nothing)
+
 
 @remember_compiled
 @triton.jit
@@ -285,6 +299,7 @@ def extend_attention(
     _extend[(programs,)](
         query,
         out,
+        view.query_start,
         workspace.tiles,
         parts.starts[layer],
         heads,
@@ -294,6 +309,8 @@ def extend_attention(
         view.recent_table,
         parts.partial_out,
         parts.lse_log2,
+        view.seq_lens.shape[0],
+        query.shape[0],
         softmax_scale * LOG2_E.value,
         *query.stride()[:2],
         *out.stride()[:2],

@@ -70,8 +70,8 @@ class ExtendWorkspace:
         tiles: [tiles, 4] int32: row of the batch, index of the first query in the step's flat
             order, number of queries, position of the first one.
         ends: [tiles] int32, position after a tile's last query; 0 behind the last tile.
-        decode_lens: [requests] int32, tokens of the requests that compute a single one in the step;
-            0 for others.
+        decode_lens: [requests] int32, tokens of the requests that compute a single one in the step,
+            and not the first one after a chunk; 0 for others.
         parts: the programs' shares and partial results.
     """
 

@@ -22,6 +22,9 @@ PATIENCE = 64
 """Tokens that the engine computes while a request may still be passed, for each one of its own that
 is not cached."""
 
+MOST_AT_ONCE = 64
+"""New requests whose histories are looked up at a time."""
+
 
 @dataclass
 class _Wait:
@@ -66,14 +69,19 @@ class HistoryQueue(FCFSRequestQueue):
         return super().peek_request()
 
     def _place_new(self) -> None:
-        """Put those that came last, and stand behind all others, where they belong."""
-        came = []
+        """Put those that came last, and stand behind all others, where they belong.
+
+        Some of a flood, first come: a step does not wait until all are looked up.
+        """
+        came: list[Request] = []
         while self and self[-1] in self._new:
             came.append(self.pop())
-        self._new.clear()
-        for request in reversed(came):
+        came.reverse()
+        for request in came[:MOST_AT_ONCE]:
             place = self._place(request)
             self.insert(bisect_right(self, place, key=self._place), request)
+        self.extend(came[MOST_AT_ONCE:])
+        self._new = WeakSet(came[MOST_AT_ONCE:])
 
     def _place(self, request: Request) -> int:
         """The lowest is admitted first."""

@@ -106,13 +106,23 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         fast_build: bool = False,
     ) -> CompressedMetadata:
         """The step's metadata; the host cuts it unless kernels do."""
-        common = common_attn_metadata
+        return self._build(common_attn_metadata, captured=False)
+
+    def build_for_cudagraph_capture(
+        self, common_attn_metadata: CommonAttentionMetadata
+    ) -> CompressedMetadata:
+        """Of a step that is made up and captured: the host has no part in it and counts nothing."""
+        return self._build(common_attn_metadata, captured=self._sealed.runner.is_device)
+
+    def _build(self, common: CommonAttentionMetadata, captured: bool) -> CompressedMetadata:
         is_decode = common.max_query_len <= 1
         host = None
         if self._cuts:
             # vLLM builds first when it warms up or captures, before it says that it is ready.
             self._sealed.runner.warm_up(self._sealed, self._ring)
-            if not self._sealed.cuts_on_device(common.num_actual_tokens, is_decode):
+            if captured:
+                pass
+            elif not self._sealed.cuts_on_device(common.num_actual_tokens, is_decode):
                 host = self._cut(common)
             elif not is_decode:
                 self._sealed.pass_over(*_lengths(common))

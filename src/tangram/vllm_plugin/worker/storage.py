@@ -81,6 +81,7 @@ class SealedCache(_SharedCache):
         self._ordinals: dict[str, int | None] = {}
         self.runner: LayerRunner = HostRunner()
         self.drift: DriftMonitor | None = None
+        self._keeps_step = False
         self._statistics: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
@@ -116,6 +117,7 @@ class SealedCache(_SharedCache):
 
         Called whenever vLLM is about to make the caches.
         """
+        self._keeps_step = vllm_config.parallel_config.data_parallel_size > 1
         if self._plan.drift_sample and self.drift is None:
             self.drift = self._make_drift_monitor(device, vllm_config)
         if self.runner.is_device:
@@ -153,8 +155,12 @@ class SealedCache(_SharedCache):
 
     @property
     def samples_next(self) -> bool:
-        """Whether the next step with prefill is one that the host must cut, to sample a chunk."""
-        return self.drift is not None and self.drift.is_due
+        """Whether the next step with prefill is one that the host must cut, to sample a chunk.
+
+        Ranks that keep step agree on the graph of a step before each of them runs it. There larger
+        steps alone are sampled.
+        """
+        return self.drift is not None and self.drift.is_due and not self._keeps_step
 
     def pass_over(self, query_start: np.ndarray, num_tokens: np.ndarray) -> None:
         """Count the chunks of a small step that kernels cut, of which none is sampled.

@@ -27,11 +27,13 @@ class Kernels:
         self.asked.append(("warm_up", sealed, ring))
 
 
-def make_builder(kernels, cuts, drift=None):
+def make_builder(kernels, cuts, drift=None, keeps_step=False):
     builder = object.__new__(CompressedMetadataBuilder)
     builder._cuts, builder._ring = cuts, "the ring"
     builder._sealed = object.__new__(SealedCache)
-    builder._sealed.__dict__.update(runner=kernels, drift=drift, geometry=make_geometry([[1]]))
+    builder._sealed.__dict__.update(
+        runner=kernels, drift=drift, geometry=make_geometry([[1]]), _keeps_step=keeps_step
+    )
     return builder
 
 
@@ -107,3 +109,18 @@ def test_the_builders_of_other_groups_and_of_a_cpu_warm_nothing(kernels):
     builder = make_builder(kernels, cuts=False)
     assert builder.build(0, STEP).host is None
     assert isinstance(kernels, HostRunner) or kernels.asked == []
+
+
+def test_what_is_captured_is_the_devices_and_counts_for_nothing():
+    """Else a graph would hold tiles of the host's, which are gone at its replay."""
+    drift, step = Drift(is_due=True), make_step(70, after=(200,))
+    metadata = make_builder(Kernels(), cuts=True, drift=drift).build_for_cudagraph_capture(step)
+    assert metadata.host is None and not drift.passed and not drift.chosen_of
+
+
+def test_ranks_that_keep_step_sample_larger_steps_alone():
+    for tokens, is_host in ((70, False), (MAX_STEP_TOKENS + 1, True)):
+        drift, step = Drift(is_due=True), make_step(tokens, after=(1000,))
+        builder = make_builder(Kernels(), cuts=True, drift=drift, keeps_step=True)
+        assert (builder.build(0, step).host is not None) == is_host
+        assert not builder._sealed.samples_next

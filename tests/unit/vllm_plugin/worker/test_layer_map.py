@@ -63,6 +63,7 @@ def test_kernels_are_given_the_caches_of_the_compressed_layers_in_order(sealed, 
         model_config=SimpleNamespace(max_model_len=1000),
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1]),
         attention_config=SimpleNamespace(flash_attn_version=None),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=100, max_num_seqs=4),
     )
     sealed.prepare_device(torch.device("cuda"), config)

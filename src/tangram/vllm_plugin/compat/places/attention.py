@@ -125,6 +125,14 @@ HOOKS: tuple[Hook, ...] = (
         until=_OURS,
     ),
     takes(
+        "metadata of a captured step",
+        f"{_BUILDER}.build_for_cudagraph_capture",
+        "nothing of the host is in a graph",
+        "common_attn_metadata",
+        upstream="builders that are told in `build`",
+        until=_OURS,
+    ),
+    takes(
         "captured steps",
         f"{_BUILDER}.get_cudagraph_support",
         "decode steps are captured where kernels serve them",

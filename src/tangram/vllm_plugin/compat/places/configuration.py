@@ -175,8 +175,8 @@ HOOKS: tuple[Hook, ...] = (
     has(
         "data-parallel ranks",
         "vllm.config:ParallelConfig",
-        "tells the drift of one engine from another's",
-        "data_parallel_index",
+        "tells the drift of one engine from another's; engines that keep step sample larger steps",
+        "data_parallel_index data_parallel_size",
         upstream=_FIELDS,
         until=_READ,
     ),

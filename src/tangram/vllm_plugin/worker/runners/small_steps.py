@@ -78,7 +78,7 @@ class SmallSteps:
 
         Args:
             step: one layer; its rows are stored.
-            seal: seals the layer, before those attend that compute more than one token.
+            seal: seals the layer, before the tiles' queries attend.
         """
         view = step.view
         decodes = view._replace(seq_lens=self._workspace.decode_lens)
@@ -100,9 +100,10 @@ class SmallSteps:
 
     @contextmanager
     def _decoding_beside(self, step: LayerStep, decodes: CacheView) -> Iterator[None]:
-        """Requests of one token attend meanwhile; in a graph that is captured, at the same time.
+        """Decodes attend meanwhile; in a graph that is captured, at the same time.
 
-        They see no chunk that this step seals, so nothing that the rest of it writes.
+        They see no chunk that this step seals: those that could stand at a boundary and are cut
+        into tiles.
         """
         beside, current = self._beside, None
         if beside is not None and torch.cuda.is_current_stream_capturing():
