@@ -120,11 +120,10 @@ class CompressedMetadataBuilder(AttentionMetadataBuilder[CompressedMetadata]):
         if self._cuts:
             # vLLM builds first when it warms up or captures, before it says that it is ready.
             self._sealed.runner.warm_up(self._sealed, self._ring)
-            if captured:
-                pass
-            elif not self._sealed.cuts_on_device(common.num_actual_tokens, is_decode):
+            by_device = captured or self._sealed.cuts_on_device(common.num_actual_tokens, is_decode)
+            if not by_device:
                 host = self._cut(common)
-            elif not is_decode:
+            elif not (captured or is_decode):
                 self._sealed.pass_over(*_lengths(common))
         return CompressedMetadata(
             block_table=common.block_table_tensor,

@@ -33,7 +33,7 @@ class SmallSteps:
         device: a CUDA device.
         num_processors: multiprocessors of the device.
         max_requests: of a step.
-        tables: of decode attention, which serves the requests of one token.
+        tables: of decode attention, which serves what the cut leaves to it.
         workspace: of decode attention; free while a small step runs.
     """
 
@@ -102,8 +102,8 @@ class SmallSteps:
     def _decoding_beside(self, step: LayerStep, decodes: CacheView) -> Iterator[None]:
         """Decodes attend meanwhile; in a graph that is captured, at the same time.
 
-        They see no chunk that this step seals: those that could stand at a boundary and are cut
-        into tiles.
+        They see no chunk that this step seals: tokens that could are the first after a chunk, and
+        cut into tiles.
         """
         beside, current = self._beside, None
         if beside is not None and torch.cuda.is_current_stream_capturing():
