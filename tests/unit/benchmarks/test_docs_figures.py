@@ -25,6 +25,7 @@ WORKLOADS = {
     "... at stock's rate": "mid, open stock",
     "short, more than stock's cache holds": "short",
     "short, stock's cache holds it easily": "short",
+    "short, 0.9 conversations/s": "short, open 0.9",
 }
 SERVED = {
     "requests/s": ["requests/s"],
@@ -159,4 +160,4 @@ def test_serving():
         names = SERVED[row[3]]
         assert_row(row[6].split(", "), [found[f"{load}, {name}"].value for name in names])
         checked += len(names)
-    assert checked == 4 * 8 + 1 + 3
+    assert checked == 4 * 8 + 1 + 3 + 3
