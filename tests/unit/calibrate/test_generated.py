@@ -70,7 +70,7 @@ def test_no_slot_is_left_open_and_no_list_is_torn():
 
 
 def test_samples_are_of_all_kinds_and_lengths():
-    samples = builtin_samples(Encoder(by_bytes(), 4000), 8, 1000, seed=0)
+    samples = builtin_samples(Encoder(by_bytes(), 4000), 2 * len(KINDS), 1000, seed=0)
     assert [sample.kind for sample in samples] == [*KINDS, *KINDS]
     lengths = [len(sample.token_ids) for sample in samples]
     assert max(lengths) == 4000 and min(lengths) < 2500

@@ -18,7 +18,14 @@ from tangram.errors import ConfigurationError
 _PROSE = (materials.notes, materials.notes, materials.letter)
 _CODE = (materials.python_module, materials.python_module, materials.settings)
 _LISTS = (materials.table, materials.log, materials.agenda)
-_MATERIALS = {"dialogue": _PROSE, "code": _CODE, "table": _LISTS, "mixed": _PROSE + _CODE + _LISTS}
+_RECORDS = (materials.records,)
+_MATERIALS = {
+    "dialogue": _PROSE,
+    "records": _RECORDS,
+    "code": _CODE,
+    "table": _LISTS,
+    "mixed": _PROSE + _CODE + _LISTS + 3 * _RECORDS,
+}
 KINDS = tuple(_MATERIALS)
 
 _FIRST_SHARE = 0.6

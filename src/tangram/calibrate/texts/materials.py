@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from tangram.calibrate.texts.phrases import FACTS, PROSE, WORDS
+from tangram.calibrate.texts.records import ALL_OF, QUOTED, RECORDS
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _CAPITALS = "ABCDEFGHKLMNPRSTVWXZ"
@@ -45,7 +46,23 @@ def draw(rng: random.Random, slot: str) -> str:
         "code": lambda: f"{draw(rng, 'noun')}-{draw(rng, 'noun')}-{rng.randint(10, 99)}",
         "measure": lambda: f"{rng.randint(2, 900)}.{rng.randrange(10)}",
         "who": lambda: f"{draw(rng, 'first')} {draw(rng, 'last')}",
+        "phone": lambda: (
+            f"0{rng.randint(20, 99)} {rng.randint(100, 999)} {rng.randint(1000, 9999)}"
+        ),
+        "mail": lambda: (
+            f"{draw(rng, 'last').lower()}.{rng.randint(10, 99)}@{draw(rng, 'city')}.org"
+        ),
+        "train": lambda: f"{rng.choice(_CAPITALS)}{rng.choice(_CAPITALS)} {rng.randint(100, 999)}",
+        "bin": lambda: f"{rng.randint(1, 40)}{rng.choice(_CAPITALS)}{rng.randint(1, 9)}",
+        "limit": lambda: str(rng.randint(50, 90_000)),
+        "handler": lambda: f"{draw(rng, 'action')}_{draw(rng, 'thing')}_v{rng.randint(2, 19)}",
+        "target": lambda: (
+            f"{draw(rng, 'service')}-{draw(rng, 'service')}-{rng.getrandbits(20):05x}"
+        ),
+        "method": lambda: rng.choice(("GET", "PUT", "POST", "DELETE")),
+        "title": lambda: draw(rng, "topic").capitalize(),
     }
+    slot = slot.rstrip("0123456789")
     return figures[slot]() if slot in figures else rng.choice(WORDS[slot])
 
 
@@ -230,6 +247,29 @@ def agenda(rng: random.Random) -> Block:
             )
         )
     return Block("\n".join(rows), tuple(rng.sample(questions, 3)))
+
+
+def records(rng: random.Random) -> Block:
+    """Records of one kind, as a list or among sentences, asked for in full or in part."""
+    kind = rng.choice(RECORDS)
+    line, bullet = rng.choice((*kind.lines, "")), rng.choice(("", "", "- ", "* "))
+    told: list[str] = []
+    questions: list[tuple[str, str]] = []
+    for _ in range(rng.randint(4, 9)):
+        known: dict[str, str] = {}
+        told.append(fill(rng, line or rng.choice(kind.lines), known))
+        questions.append(fill_pair(rng, (rng.choice(kind.asked), kind.answer), known))
+        questions.append(fill_pair(rng, (rng.choice(kind.briefly), kind.value), known))
+        if rng.random() < 0.3:
+            what = rng.choice([word for word in known.values() if word in told[-1]])
+            questions.append((rng.choice(QUOTED).format(what=what), told[-1]))
+    head = fill(rng, rng.choice(kind.heads))
+    if rng.random() < 0.3:
+        sentences = [[fill(rng, rng.choice(PROSE)), text] for text in told]
+        return Block(" ".join(sum(sentences, [head])), tuple(questions))
+    if rng.random() < 0.2:
+        questions.append((rng.choice(ALL_OF).format(what=told[0]), "\n".join(told)))
+    return Block("\n".join([head, *(bullet + text for text in told)]), tuple(questions))
 
 
 def fill_pair(

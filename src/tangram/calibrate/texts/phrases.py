@@ -142,6 +142,11 @@ OPENERS = {
         "Please keep the following in mind, we will come back to it.",
         "Let me paste the draft of a chapter. Read it first.",
     ),
+    "records": (
+        "This is what I collected. I will ask for details of it, one by one.",
+        "Please keep these entries; answer briefly where I ask you to.",
+        "Here is what the other office sent. Read all of it, whatever the language.",
+    ),
     "code": (
         "Here is the module that I inherited. I need help with understanding it.",
         "Please review these files, then I will ask about details.",
