@@ -9,6 +9,7 @@ from tangram.kernels.cache_view import CacheView
 from tangram.kernels.seal_decode import (
     KERNEL_SCORERS,
     QueryMoments,
+    RowWeights,
     SealScorer,
     SealTables,
     has_kernel,
@@ -25,6 +26,7 @@ NOISE = {
     "key_norm": 1e-6,
     "key_diff": 1e-6,
     "expected_attention": 1e-5,
+    "learned": 1e-5,
     "snap_kv": 1e-5,
     "tova": 1e-5,
 }
@@ -110,7 +112,7 @@ def window_queries(case, layer, request, boundary):
 
 
 def query_statistics(geometry, rotary_dim=None, rank=None, strength=1.0, seed=0):
-    """What a profile holds of queries, for all layers, by name; float32, frequencies float64.
+    """What a profile holds for scorers, for all layers, by name; float32, frequencies float64.
 
     Args:
         geometry: the layout.
@@ -124,7 +126,10 @@ def query_statistics(geometry, rotary_dim=None, rank=None, strength=1.0, seed=0)
     root = torch.randn(*shape, rank or g.head_size, generator=generator)
     root *= strength / g.head_size**0.5
     half = (rotary_dim or g.head_size) // 2
+    features = 2 * g.head_size + 4
+    weights = torch.randn(g.num_layers, g.num_kv_heads, features, generator=generator)
     return {
+        "row_weights": strength * weights / features**0.5,
         "query_mean": strength * torch.randn(shape, generator=generator),
         "query_covariance": root @ root.mT,
         "rope_frequencies": 1e4 ** -(torch.arange(half, dtype=torch.float64) / half),
@@ -140,6 +145,12 @@ def on_device(statistics, geometry, scorer, chunks, device):
     """`query_statistics` as the kernel reads them."""
     boundaries = geometry.chunk_size_tokens * torch.arange(1, chunks + 1)
     frequencies = statistics["rope_frequencies"]
+    if scorer.name == "learned":
+        return RowWeights.of(
+            statistics["row_weights"], frequencies, num_chunks=chunks, device=device,
+            chunk_size_tokens=geometry.chunk_size_tokens,
+            window_size_tokens=geometry.window_size_tokens,
+        )  # fmt: skip
     return QueryMoments.of(
         statistics["query_mean"],
         statistics["query_covariance"],
@@ -436,7 +447,7 @@ def test_long_chunks(kernel_device, chunk, head_size, scorer):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scorer", ["key_diff", "expected_attention"])
+@pytest.mark.parametrize("scorer", ["key_diff", "expected_attention", "learned"])
 def test_a_captured_launch_follows_the_lengths(scorer):
     from tangram.kernels.seal_decode import kernel
 

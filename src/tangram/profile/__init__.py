@@ -8,6 +8,7 @@ from tangram.profile.statistics import (
     QUERY_COVARIANCE,
     QUERY_MEAN,
     ROPE_FREQUENCIES,
+    ROW_WEIGHTS,
     threshold_share,
 )
 from tangram.profile.store import SCHEMA_VERSION
@@ -18,6 +19,7 @@ __all__ = [
     "QUERY_COVARIANCE",
     "QUERY_MEAN",
     "ROPE_FREQUENCIES",
+    "ROW_WEIGHTS",
     "SCHEMA_VERSION",
     "ModelIdentity",
     "Profile",

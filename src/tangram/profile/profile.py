@@ -20,6 +20,7 @@ from tangram.profile.statistics import (
     QUERY_COVARIANCE,
     QUERY_MEAN,
     ROPE_FREQUENCIES,
+    ROW_WEIGHTS,
     SAMPLE_AXES,
     checked,
     known_shape,
@@ -155,14 +156,15 @@ class Profile:
 
         Returns:
             "query_mean" [query_heads, head_size], "query_covariance" [query_heads, head_size,
-            head_size], "rope_frequencies" [rotary dimensions / 2].
+            head_size], "row_weights" [kv_heads, 2 * head_size + 4], "rope_frequencies" [rotary
+            dimensions / 2].
 
         Raises:
             ProfileError: no such layer.
         """
         if not 0 <= layer < self.model.num_layers:
             raise ProfileError(f"profile: no layer {layer} among {self.model.num_layers}")
-        per_layer = (QUERY_MEAN, QUERY_COVARIANCE)
+        per_layer = (QUERY_MEAN, QUERY_COVARIANCE, ROW_WEIGHTS)
         found = {name: self.arrays[name][layer] for name in per_layer if name in self.arrays}
         if ROPE_FREQUENCIES in self.arrays:
             found[ROPE_FREQUENCIES] = self.arrays[ROPE_FREQUENCIES]

@@ -14,6 +14,7 @@ ERROR_CURVE = "error_curve"
 QUERY_MEAN = "query_mean"
 QUERY_COVARIANCE = "query_covariance"
 ROPE_FREQUENCIES = "rope_frequencies"
+ROW_WEIGHTS = "row_weights"
 
 
 def threshold_share(scope: str) -> str:
@@ -58,6 +59,7 @@ def known_shape(
         QUERY_MEAN: (layers, queries, size),
         QUERY_COVARIANCE: (layers, queries, size, size),
         ROPE_FREQUENCIES: (None,),
+        ROW_WEIGHTS: (layers, kv_heads, 2 * size + 4),
     }.get(name)
 
 

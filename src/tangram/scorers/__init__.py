@@ -43,6 +43,7 @@ _BUILT_IN = {
     "key_norm": "KeyNorm",
     "key_diff": "KeyDiff",
     "expected_attention": "ExpectedAttention",
+    "learned": "Learned",
     "snap_kv": "SnapKV",
     "tova": "Tova",
 }

@@ -30,7 +30,8 @@ class Chunks:
             window, the W positions right after the chunk's last token; None unless asked for.
         statistics: arrays of the profile for this layer, by name:
             "query_mean" [query_heads, head_size] and "query_covariance" [query_heads, head_size,
-            head_size], of queries before RoPE; "rope_frequencies" [rotary_dim / 2], radians.
+            head_size], of queries before RoPE; "row_weights" [kv_heads, 2 * head_size + 4], see
+            `learned`; "rope_frequencies" [rotary_dim / 2], radians.
     """
 
     keys: Tensor

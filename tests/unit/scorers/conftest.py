@@ -39,6 +39,8 @@ def _chunks(
         window_size_tokens=window,
         window_queries=(magnitude * normal(*leading, window, query_heads, head_size)).to(dtype),
         statistics={
+            "row_weights": normal(kv_heads, 2 * head_size + 4)
+            / (max(magnitude, 1.0) * head_size**0.5),
             "query_mean": magnitude * normal(query_heads, head_size),
             "query_covariance": magnitude**2 * (root @ root.mT),
             "rope_frequencies": 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half),
@@ -174,11 +176,35 @@ def naive_expected_attention(
     return _per_head(chunks, column)
 
 
+def naive_learned(chunks: Chunks) -> list[list[float]]:
+    frequencies = chunks.statistics["rope_frequencies"].tolist()
+    half = len(frequencies)
+
+    def score(key: list[float], value: list[float], weights: list[float], position: int) -> float:
+        before = list(key)
+        for pair, frequency in enumerate(frequencies):
+            cos, sin = math.cos(position * frequency), math.sin(position * frequency)
+            before[pair] = cos * key[pair] + sin * key[pair + half]
+            before[pair + half] = cos * key[pair + half] - sin * key[pair]
+        length = _norm(value)
+        features = [*before, *value, _norm(key), length, math.log(max(length, 1e-6)), 1.0]
+        return math.exp(max(-80.0, min(80.0, _dot(features, weights))))
+
+    def column(head: int) -> list[float]:
+        weights = [float(x) for x in chunks.statistics["row_weights"][head]]
+        rows = zip(_of_head(chunks.keys, head), _of_head(chunks.values, head), strict=True)
+        positions = chunks.positions.tolist()
+        return [score(k, v, weights, p) for (k, v), p in zip(rows, positions, strict=True)]
+
+    return _per_head(chunks, column)
+
+
 _NAIVE = {
     "streaming_llm": naive_streaming_llm,
     "key_norm": naive_key_norm,
     "key_diff": naive_key_diff,
     "expected_attention": naive_expected_attention,
+    "learned": naive_learned,
     "snap_kv": naive_snap_kv,
     "tova": naive_tova,
 }

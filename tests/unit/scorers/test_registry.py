@@ -14,7 +14,15 @@ from tangram import scorers
 from tangram.errors import ConfigurationError, ScorerError
 from tangram.scorers import DEFAULT_SCORER, ENTRY_POINT_GROUP, Scorer, get_scorer, scorer_names
 
-BUILT_IN = ("streaming_llm", "key_norm", "key_diff", "expected_attention", "snap_kv", "tova")
+BUILT_IN = (
+    "streaming_llm",
+    "key_norm",
+    "key_diff",
+    "expected_attention",
+    "learned",
+    "snap_kv",
+    "tova",
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,8 @@ def test_what_scorers_ask_for():
     asks = {name: get_scorer(name) for name in BUILT_IN}
     assert [n for n, s in asks.items() if s.needs_window_queries] == ["snap_kv", "tova"]
     assert {n: s.needs_statistics for n, s in asks.items() if s.needs_statistics} == {
-        "expected_attention": ("query_mean", "query_covariance", "rope_frequencies")
+        "expected_attention": ("query_mean", "query_covariance", "rope_frequencies"),
+        "learned": ("row_weights", "rope_frequencies"),
     }
 
 

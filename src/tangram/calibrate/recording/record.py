@@ -6,12 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tangram.calibrate.recording.learned import LearnedRows
 from tangram.calibrate.recording.resume import Readings
 from tangram.errors import ConfigurationError, UnsupportedError
 from tangram.installed import versions
-from tangram.profile import ModelIdentity, Profile
+from tangram.profile import QUERY_MEAN, ROW_WEIGHTS, ModelIdentity, Profile
+
+if TYPE_CHECKING:
+    from tangram.engines.capturing import FullKVEngine, ModelFacts
 
 SAVE_EVERY = 5
 """Samples between two saves of what was gathered."""
@@ -38,7 +44,8 @@ def record_profile(
     """A profile of a model for one scorer, from texts that the engine reads in this process.
 
     Texts are read one at a time, so that the result depends on no batch size. A scorer that needs
-    query statistics has all of them read twice.
+    statistics of queries, or weights that are learned, has all of them read twice; learning keeps
+    rows in memory, and begins anew if it is broken off.
 
     Args:
         model: folder or name of the model.
@@ -79,19 +86,22 @@ def record_profile(
         facts = reader.facts()
         chunk = (chunk_size_tokens, window_size_tokens, n_sink_tokens)
         frequencies = _frequencies_for(scorer, facts)
+        looks_at_queries = QUERY_MEAN in scorer.needs_statistics
         readings = Readings(
-            len(samples) * (1 if frequencies is None else 2),
+            len(samples) * (2 if looks_at_queries else 1),
             partial,
             _digest_of(facts.identity, weights, scorer, chunk, texts, engine),
             save_every,
             lambda done, total: progress(done * len(samples) // total),
         )
-        statistics = None
-        if frequencies is not None:
+        statistics: Mapping[str, np.ndarray] | None = None
+        if looks_at_queries:
             queries = QueryStatistics(facts.identity, frequencies, n_sink_tokens)
             for tokens, _ in readings.over(texts, "queries", queries):
                 reader.read(tokens, lambda layer, query, *_: queries.add_layer(layer, query))
             statistics = queries.arrays()
+        elif ROW_WEIGHTS in scorer.needs_statistics:
+            statistics = readings.at_once("learned", lambda: _learn(reader, facts, chunk, texts))
         recorder = StatisticsRecorder(
             facts.identity,
             scorer,
@@ -112,13 +122,32 @@ def record_profile(
     return recorder.profile({"sha256": digest, "description": description}, seed=seed)
 
 
+def _learn(
+    reader: FullKVEngine, facts: ModelFacts, chunk: tuple[int, int, int], texts: Any
+) -> dict[str, np.ndarray]:
+    """What the scorer `learned` needs, from one pass over the texts."""
+    assert facts.rope_frequencies is not None
+    rows = LearnedRows(
+        facts.identity,
+        facts.rope_frequencies,
+        chunk_size_tokens=chunk[0],
+        window_size_tokens=chunk[1],
+        softmax_scale=facts.softmax_scale,
+        num_samples=len(texts),
+    )
+    for tokens, positions in texts:
+        rows.begin_sample(positions)
+        reader.read(tokens, lambda layer, *rest: rows.add_layer(layer, *rest[:3]))
+    return rows.arrays(facts.output_projections[0].device)
+
+
 def _frequencies_for(scorer: Any, facts: Any) -> Any:
     """What turns queries back to before RoPE; None for a scorer that does not ask for them."""
     if not scorer.needs_statistics:
         return None
     if facts.rope_frequencies is None:
         raise UnsupportedError(
-            f"--compression-scorer {scorer.name} needs queries before RoPE, and those of "
+            f"--compression-scorer {scorer.name} needs queries or keys before RoPE, and those of "
             f"{facts.identity.architecture} cannot be had: its RoPE is not of NeoX style, or has "
             "factors for short and long texts: choose another --compression-scorer"
         )

@@ -71,6 +71,19 @@ class Readings:
         self._begun += len(samples)
         self._finished |= {f"{name}/{key}": array for key, array in gatherer.state().items()}
 
+    def at_once(
+        self, name: str, gather: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """What is gathered between two passes, which is saved with the next one only.
+
+        Args:
+            name: other than that of any pass.
+            gather: gives the arrays; not called where the file has them.
+        """
+        arrays = with_prefix(f"{name}/", self._saved) or gather()
+        self._finished |= {f"{name}/{key}": array for key, array in arrays.items()}
+        return arrays
+
     def _save(self, done: int, name: str, gatherer: Gatherer) -> None:
         if self._path is not None:
             arrays = {f"{name}/{key}": array for key, array in gatherer.state().items()}

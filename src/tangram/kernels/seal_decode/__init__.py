@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tangram.kernels.cache_view import CacheView
-from tangram.kernels.seal_decode.moments import QueryMoments
+from tangram.kernels.seal_decode.moments import QueryMoments, RowWeights
 from tangram.kernels.seal_decode.scorers import KERNELS, SealScorer
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 
@@ -17,6 +17,7 @@ __all__ = [
     "KERNEL_SCORERS",
     "MAX_CHUNK_TOKENS",
     "QueryMoments",
+    "RowWeights",
     "SealScorer",
     "SealTables",
     "has_kernel",

@@ -20,7 +20,13 @@ from torch import Tensor
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.seal_decode.scorers import SealScorer, tiles_of
-from tangram.kernels.seal_decode.scores_kernel import attention, expected, of_keys, smooth
+from tangram.kernels.seal_decode.scores_kernel import (
+    attention,
+    expected,
+    learned,
+    of_keys,
+    smooth,
+)
 from tangram.kernels.seal_decode.tables import MAX_CHUNK_TOKENS, SealTables
 from tangram.kernels.sizes import power_of_two, shared_bytes
 
@@ -106,8 +112,8 @@ def _seal_kernel(
     seq_lens_ptr,  # [requests] int32
     layer_table_ptr,  # [LAYERS, 2] int64, see SealTables
     head_table_ptr,  # [LAYERS, HEADS, 3] int32, see SealTables
-    mean_ptr,  # [layers of the model, query heads, D] float32, see QueryMoments
-    factor_ptr,  # [layers of the model, query heads, D, D] float32
+    mean_ptr,  # [layers of the model, query heads, D] float32, see QueryMoments; or RowWeights'
+    factor_ptr,  # [layers of the model, query heads, D, D] float32; or RowWeights' steps
     rotation_ptr,  # [chunks, HALF, 2] float32
     num_requests,
     softmax_scale,
@@ -202,6 +208,13 @@ def _seal_kernel(
                     rows, in_chunk, mean_ptr + first_query_head * D,
                     factor_ptr + first_query_head * (D * D), rotation_ptr + chunk * (2 * HALF),
                     softmax_scale, epsilon, D, HALF, GROUP, KEY_TILE, FACTOR_TILE, PARTS,
+                )  # fmt: skip
+            elif SCORER == "learned":
+                of_model = tl.load(layer_table_ptr + layer * 2 + 1)
+                score = learned(
+                    rows, in_chunk, mean_ptr + (of_model * HEADS + head) * (2 * D + 4),
+                    factor_ptr + (start - (chunk * C - W)) * (2 * HALF),
+                    rotation_ptr + chunk * (2 * HALF), D, HALF, KEY_TILE,
                 )  # fmt: skip
             else:
                 mean = tl.zeros([C_PAD], tl.float32)

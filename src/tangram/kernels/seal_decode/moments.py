@@ -1,4 +1,4 @@
-"""What `expected_attention` knows of queries, as a sealing launch reads it; made once, at start."""
+"""What scorers know from a profile, as a sealing launch reads it; made once, at start."""
 
 from __future__ import annotations
 
@@ -60,6 +60,63 @@ class QueryMoments:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, factor and rotation."""
         return self.mean, self.factor, self.rotation
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """What `learned` makes scores of, and RoPE's rotations, all in float32.
+
+    A token at position jC - W + i is turned by the rotation of jC - W, then by that of i.
+
+    Attributes:
+        weights: [layers, kv_heads, 2 * head_size + 4].
+        steps: [C, rotary_dim / 2, 2], cosine and sine of the rotation by i.
+        rotation: [chunks, rotary_dim / 2, 2], of the rotation by jC - W.
+        epsilon: unused.
+    """
+
+    weights: Tensor
+    steps: Tensor
+    rotation: Tensor
+    epsilon: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        weights: Tensor,
+        frequencies: Tensor,
+        *,
+        chunk_size_tokens: int,
+        window_size_tokens: int,
+        num_chunks: int,
+        device: torch.device | str,
+    ) -> RowWeights:
+        """The statistics on a device.
+
+        Args:
+            weights: [layers, kv_heads, 2 * head_size + 4].
+            frequencies: [rotary_dim / 2], radians per position.
+            chunk_size_tokens: C.
+            window_size_tokens: W.
+            num_chunks: that a request has at most.
+            device: where launches read them.
+        """
+
+        def turns(positions: Tensor) -> Tensor:
+            angles = positions.double()[:, None] * frequencies.double()
+            return torch.stack((angles.cos(), angles.sin()), dim=-1).float().to(device)
+
+        starts = torch.arange(num_chunks) * chunk_size_tokens - window_size_tokens
+        return cls(
+            weights=weights.float().contiguous().to(device),
+            steps=turns(torch.arange(chunk_size_tokens)),
+            rotation=turns(starts),
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, steps and rotation."""
+        return self.weights, self.steps, self.rotation
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tangram.geometry import Geometry
-from tangram.kernels.seal_decode.moments import QueryMoments
+from tangram.kernels.seal_decode.moments import QueryMoments, RowWeights
 from tangram.kernels.sizes import SMALL_SHARED_BYTES, power_of_two
 from tangram.scorers import Scorer
 from tangram.scorers.expected_attention import average_rotation
@@ -80,13 +80,13 @@ class ScorerKernel:
         reads_queries: whether it looks at the window's queries, in the ring or of the step.
         smooth_parameter: parameter of the scorer that says over how many tokens scores are
             averaged; None if they are not.
-        moments: makes what it must know of queries, by `SealScorer.of`; None if nothing.
+        moments: makes what it must know of the profile, by `SealScorer.of`; None if nothing.
     """
 
     tiles: Callable[[int, int, int, int], Tiles]
     reads_queries: bool = False
     smooth_parameter: str | None = None
-    moments: Callable[..., QueryMoments] | None = None
+    moments: Callable[..., QueryMoments | RowWeights] | None = None
 
 
 def _expected_moments(
@@ -106,11 +106,30 @@ def _expected_moments(
     return QueryMoments.of(mean, covariance, rotation, epsilon=scorer.epsilon, device=device)
 
 
+def _learned_weights(
+    scorer: Any,
+    statistics: Mapping[str, np.ndarray],
+    geometry: Geometry,
+    max_tokens: int,
+    device: torch.device | str,
+) -> RowWeights:
+    weights, frequencies = (
+        torch.from_numpy(statistics[name].copy()) for name in scorer.needs_statistics
+    )
+    scorer.check_statistics(weights[0], frequencies, geometry.num_kv_heads, geometry.head_size)
+    C = geometry.chunk_size_tokens
+    return RowWeights.of(
+        weights, frequencies, chunk_size_tokens=C, window_size_tokens=geometry.window_size_tokens,
+        num_chunks=max_tokens // C + 1, device=device,
+    )  # fmt: skip
+
+
 KERNELS = {
     "streaming_llm": ScorerKernel(_small),
     "key_norm": ScorerKernel(_small),
     "key_diff": ScorerKernel(_small),
     "expected_attention": ScorerKernel(_expecting, moments=_expected_moments),
+    "learned": ScorerKernel(_small, moments=_learned_weights),
     "snap_kv": ScorerKernel(_attending, reads_queries=True, smooth_parameter="kernel_size"),
     "tova": ScorerKernel(_attending, reads_queries=True),
 }
@@ -124,12 +143,12 @@ class SealScorer:
     Attributes:
         name: registry name, one of `KERNELS`.
         smooth_tokens: tokens over which scores are averaged.
-        moments: what it must know of queries, of all layers; None if nothing.
+        moments: what it must know of the profile, of all layers; None if nothing.
     """
 
     name: str
     smooth_tokens: int = 1
-    moments: QueryMoments | None = None
+    moments: QueryMoments | RowWeights | None = None
 
     @classmethod
     def of(

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 
 _SHORTEST = tl.constexpr(1e-12)  # below it a key has no direction
+_SHORTEST_VALUE = tl.constexpr(1e-6)  # see `tangram.scorers.learned`
+_HIGHEST = tl.constexpr(80.0)
 
 
 @triton.jit
@@ -135,6 +137,59 @@ def _quadratic_form(
                 rest -= part.to(tl.float32)
         total += tl.sum(product * product, axis=1)
     return total
+
+
+@triton.jit
+def learned(
+    rows,
+    in_chunk,
+    weights,  # [2 * D + 4] float32, of one KV head
+    steps,  # [C, HALF, 2] float32
+    rotation,  # [HALF, 2] float32
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The learned scorer's scores [tokens], for one KV head.
+
+    The key before RoPE times the weights is the key as it is times the weights turned by the
+    token's position.
+    """
+    token = tl.arange(0, rows.shape[0])
+    total = tl.zeros(rows.shape, tl.float32)
+    key_square = tl.zeros(rows.shape, tl.float32)
+    value_square = tl.zeros(rows.shape, tl.float32)
+    for first in range(0, D, TILE):
+        element = first + tl.arange(0, TILE)
+        inside = element < D
+        is_turned = element < 2 * HALF
+        other = tl.where(element < HALF, element + HALF, element - HALF)
+        other = tl.where(is_turned, other, element)
+        pair = 2 * tl.minimum(element, other)
+        cos = tl.load(rotation + pair, mask=is_turned, other=1.0)[None, :]
+        sin = tl.load(rotation + pair + 1, mask=is_turned, other=0.0)[None, :]
+        step = steps + token[:, None] * (2 * HALF) + pair[None, :]
+        mask = in_chunk[:, None] & is_turned[None, :]
+        step_cos = tl.load(step, mask=mask, other=1.0)
+        step_sin = tl.load(step + 1, mask=mask, other=0.0)
+        mine = tl.load(weights + element, mask=inside, other=0.0)
+        theirs = tl.load(weights + other, mask=inside, other=0.0)
+        theirs = tl.where(element < HALF, -theirs, theirs)
+        turned = (cos * step_cos - sin * step_sin) * mine[None, :]
+        turned += (sin * step_cos + cos * step_sin) * theirs[None, :]
+        keys = _load_rows(rows, in_chunk, first, D, TILE).to(tl.float32)
+        total += tl.sum(keys * turned, axis=1)
+        key_square += tl.sum(keys * keys, axis=1)
+        values = _load_rows(rows + D, in_chunk, first, D, TILE).to(tl.float32)
+        of_values = tl.load(weights + D + element, mask=inside, other=0.0)
+        total += tl.sum(values * of_values[None, :], axis=1)
+        value_square += tl.sum(values * values, axis=1)
+    value_norm = tl.sqrt_rn(value_square)
+    total += tl.load(weights + 2 * D) * tl.sqrt_rn(key_square)
+    total += tl.load(weights + 2 * D + 1) * value_norm
+    total += tl.load(weights + 2 * D + 2) * tl.log(tl.maximum(value_norm, _SHORTEST_VALUE))
+    total += tl.load(weights + 2 * D + 3)
+    return tl.exp(tl.minimum(tl.maximum(total, -_HIGHEST), _HIGHEST))
 
 
 @triton.jit
