@@ -212,12 +212,29 @@ def uses(name: str, where: str, reason: str, callee: str, *, upstream: str, unti
 
 
 def behaves(
-    name: str, where: str, reason: str, check: Difference, *, upstream: str, until: str
+    name: str,
+    where: str,
+    reason: str,
+    check: Difference,
+    *,
+    upstream: str,
+    until: str,
+    names: str = "",
 ) -> Hook:
-    """Something whose signature says too little: a piece of it is run."""
+    """Something whose signature says too little: a piece of it is run.
+
+    Args:
+        name: as of a hook.
+        where: as of a hook.
+        reason: as of a hook.
+        check: returns what differs, or None.
+        upstream: as of a hook.
+        until: as of a hook.
+        names: members of `where` that the check runs; not every release need have them.
+    """
 
     def difference() -> str | None:
         find(where)
         return check()
 
-    return Hook(name, where, reason, upstream, until, difference)
+    return Hook(name, where, reason, upstream, until, difference, tuple(names.split()))

@@ -105,6 +105,7 @@ HOOKS: tuple[Hook, ...] = (
         "vllm.v1.kv_cache_interface:SlidingWindowSpec",
         "model runner V2 of 0.33 reads the null block for tokens that a spec does not retain",
         _retained,
+        names="num_retained_tokens",
         upstream="entries that a group's manager takes out itself",
         until="as long as compressed caches are cache groups of vLLM's",
     ),

