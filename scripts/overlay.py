@@ -26,9 +26,10 @@ COMPILED = {".so", ".h", ".hpp", ".inl", ".cu", ".cuh", ".cpp"}
 PROGRAMS = {"vllm-rs"}
 ORACLE = "tests/engine/test_against_oracle.py"
 TESTS = (
-    "tests/unit/vllm_plugin/compat",
-    "tests/unit/vllm_plugin/core",
-    "tests/unit/vllm_plugin/frontend/test_hooks.py",
+    "tests/unit/vllm_plugin",
+    "tests/unit/engines",
+    "tests/unit/cli/test_mistakes.py",
+    "tests/unit/cli/test_serve.py",
     "tests/engine/test_against_stock.py",
     f"{ORACLE}::test_a_long_answer_is_sealed_as_it_grows",
     f"{ORACLE}::test_turns_that_hit_the_cache_in_mixed_steps_follow_the_oracle",
