@@ -3,15 +3,19 @@
 PYTHON ?=
 VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# OVERLAY_VLLM, OVERLAY: a release of vLLM that has no CPU wheel, and the folder of an environment with it.
+OVERLAY_VLLM ?= 0.33.0
+OVERLAY ?= .venv-overlay
 ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+overlay = $(BIN)/python scripts/overlay.py $(OVERLAY_VLLM) $(OVERLAY) -n 2 --dist worksteal
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all overlay lint bench clean
 
 help:
-	@echo "make setup | demo | test | test-all | lint | bench | clean   (ARGS=... is passed on)"
+	@echo "make setup | demo | test | test-all | overlay | lint | bench | clean   (ARGS=... is passed on)"
 
 setup: $(STAMP)
 	@echo "The environment is ready: $(VENV)"
@@ -25,9 +29,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=15 -m "not thorough" $(ARGS)
+	$(if $(ARGS),,$(overlay))
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations=15 $(ARGS)
+
+overlay: $(STAMP)
+	$(overlay) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,4 +47,4 @@ bench: $(STAMP)
 	@echo "The benchmarks are scripts in benchmarks/; $(BIN)/python -m benchmarks.bars runs those of the docs."
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OVERLAY) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

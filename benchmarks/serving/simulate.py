@@ -51,6 +51,7 @@ from tangram.plan.compression_plan import plan_of
 from tangram.plan.options import CONFIG_KEY
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin import register
+from tangram.vllm_plugin.compat.planning import plan_caches
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME
 
@@ -113,9 +114,7 @@ class Engine:
         self.config, specs, self.kept, layout = _configured(side, model, args)
         cache = self.config.cache_config
         cache.kv_cache_layout = layout
-        caches = kv_cache_utils.get_kv_cache_configs(
-            self.config, [specs], [int(args.memory_gib * 2**30)]
-        )
+        caches = plan_caches(self.config, [specs], [int(args.memory_gib * 2**30)])
         pool = kv_cache_utils.generate_scheduler_kv_cache_config(caches)
         cache.num_gpu_blocks = pool.num_blocks
         sizes = kv_cache_utils.resolve_kv_cache_block_sizes(pool, self.config)

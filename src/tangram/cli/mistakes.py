@@ -14,15 +14,10 @@ from pathlib import Path
 from tangram.arguments import Parser
 from tangram.errors import ConfigurationError
 from tangram.plan.options import flag, flag_names
+from tangram.vllm_plugin.compat.option_files import OPTION_FILES
 
 _LIKENESS = 0.8
 _PORT = 8000
-_SOURCES = (
-    "engine/arg_utils.py",
-    "entrypoints/cli/serve.py",
-    "entrypoints/launchers/cli_args.py",
-)
-"""Files of vLLM whose dataclasses, and whose texts that begin with `--`, are its options."""
 
 
 def check_arguments(arguments: Sequence[str], flags: Iterable[str]) -> None:
@@ -67,10 +62,11 @@ def vllm_flags() -> set[str]:
     spec = find_spec("vllm")
     names: set[str] = set()
     for folder in spec.submodule_search_locations or () if spec else ():
-        for source in _SOURCES:
+        for source in OPTION_FILES:
             file = Path(folder, source)
             names |= _flags_of(ast.parse(file.read_bytes())) if file.is_file() else set()
-    return names | {name.replace("--", "--no-", 1) for name in names}
+    others = (("--", "--no-"), ("--enable-", "--disable-"), ("--disable-", "--enable-"))
+    return names | {name.replace(*other, 1) for name in names for other in others}
 
 
 def _flags_of(tree: ast.Module) -> set[str]:

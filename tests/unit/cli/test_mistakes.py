@@ -12,6 +12,7 @@ from tangram.cli import mistakes, serve
 from tangram.cli.mistakes import check_arguments, vllm_flags
 from tangram.errors import ConfigurationError
 from tangram.plan.options import flag_names
+from tangram.vllm_plugin.compat.hook import find_moved
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +61,10 @@ def test_what_vllm_may_know_is_left_to_it(given):
 
 
 def test_no_option_of_vllm_is_taken_for_a_mistake():
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    places = (f"vllm.entrypoints.{where}.cli_args" for where in ("common", "launchers"))
+    make_arg_parser = find_moved(*(f"{place}:make_arg_parser" for place in places))
     parser = make_arg_parser(FlexibleArgumentParser())
     options = [o for o in parser._option_string_actions if o.startswith("--")]
     assert len(options) > 200

@@ -47,6 +47,9 @@ class Hook:
         difference: returns what differs from the expected, or None; whatever it raises counts as
             a difference too.
         names: members of `where` that the check looks for.
+        parameters: of the function at `where`.
+        callee: a name that the function's code refers to.
+        before: where supported releases had it before; looked at if there is nothing at `where`.
     """
 
     name: str
@@ -56,17 +59,21 @@ class Hook:
     until: str
     difference: Difference
     names: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    callee: str = ""
+    before: str = ""
 
     @property
     def covered(self) -> frozenset[str]:
         """Every place that the check looks for and passes, as `module:attribute`."""
-        module, _, attributes = self.where.partition(":")
-        parts = attributes.split(".") if attributes else []
-        owner = f"{self.where}." if parts else f"{module}:"
-        passed = (".".join(parts[: end + 1]) for end in range(len(parts)))
-        return frozenset(
-            {self.where, *(f"{module}:{p}" for p in passed), *(owner + n for n in self.names)}
-        )
+        places: set[str] = set()
+        for where in filter(None, (self.where, self.before)):
+            module, _, attributes = where.partition(":")
+            parts = attributes.split(".") if attributes else []
+            owner = f"{where}." if parts else f"{module}:"
+            passed = (".".join(parts[: end + 1]) for end in range(len(parts)))
+            places |= {where, *(f"{module}:{p}" for p in passed), *(owner + n for n in self.names)}
+        return frozenset(places)
 
     def check(self) -> HookResult:
         """Look at vLLM in this process; a hook that is gone is a result, not an error."""
@@ -81,6 +88,16 @@ def find(where: str) -> Any:
     """What lies at `module:attribute`, or the module."""
     module, _, attributes = where.partition(":")
     return functools.reduce(getattr, filter(None, attributes.split(".")), import_module(module))
+
+
+def find_moved(where: str, before: str) -> Any:
+    """What lies at a place of newer releases, or else where older ones have it."""
+    try:
+        return find(where)
+    except (ImportError, AttributeError):
+        if not before:
+            raise
+    return find(before)
 
 
 def members(owner: Any, among: frozenset[str] | None = None) -> set[str]:
@@ -125,14 +142,22 @@ def has(name: str, where: str, reason: str, names: str, *, upstream: str, until:
 
 
 def takes(
-    name: str, where: str, reason: str, parameters: str, *, upstream: str, until: str
+    name: str,
+    where: str,
+    reason: str,
+    parameters: str,
+    *,
+    upstream: str,
+    until: str,
+    before: str = "",
 ) -> Hook:
     """A callable that has these parameters, whatever else it has."""
+    wanted = tuple(parameters.split())
 
     def difference() -> str | None:
-        return _lacking(list(inspect.signature(find(where)).parameters), parameters)
+        return _lacking(list(inspect.signature(find_moved(where, before)).parameters), wanted)
 
-    return Hook(name, where, reason, upstream, until, difference)
+    return Hook(name, where, reason, upstream, until, difference, parameters=wanted, before=before)
 
 
 def takes_by_source(
@@ -150,6 +175,7 @@ def takes_by_source(
         until: as of a hook.
     """
     package, _, function = where.partition(":")
+    wanted = tuple(parameters.split())
 
     def difference() -> str | None:
         spec = util.find_spec(package)
@@ -163,14 +189,14 @@ def takes_by_source(
         for node in defined:
             if isinstance(node, ast.FunctionDef) and node.name == function:
                 found = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                return _lacking([argument.arg for argument in found], parameters)
+                return _lacking([argument.arg for argument in found], wanted)
         return f"{file} lacks {function}"
 
-    return Hook(name, where, reason, upstream, until, difference)
+    return Hook(name, where, reason, upstream, until, difference, parameters=wanted)
 
 
-def _lacking(found: list[str], parameters: str) -> str | None:
-    missing = [p for p in parameters.split() if p not in found]
+def _lacking(found: list[str], wanted: tuple[str, ...]) -> str | None:
+    missing = [p for p in wanted if p not in found]
     return f"takes ({', '.join(found)}), lacks {', '.join(missing)}" if missing else None
 
 
@@ -182,16 +208,33 @@ def uses(name: str, where: str, reason: str, callee: str, *, upstream: str, unti
         found = any(callee in code.co_names for code in codes)
         return None if found else f"no longer uses {callee}"
 
-    return Hook(name, where, reason, upstream, until, difference)
+    return Hook(name, where, reason, upstream, until, difference, callee=callee)
 
 
 def behaves(
-    name: str, where: str, reason: str, check: Difference, *, upstream: str, until: str
+    name: str,
+    where: str,
+    reason: str,
+    check: Difference,
+    *,
+    upstream: str,
+    until: str,
+    names: str = "",
 ) -> Hook:
-    """Something whose signature says too little: a piece of it is run."""
+    """Something whose signature says too little: a piece of it is run.
+
+    Args:
+        name: as of a hook.
+        where: as of a hook.
+        reason: as of a hook.
+        check: returns what differs, or None.
+        upstream: as of a hook.
+        until: as of a hook.
+        names: members of `where` that the check runs; not every release need have them.
+    """
 
     def difference() -> str | None:
         find(where)
         return check()
 
-    return Hook(name, where, reason, upstream, until, difference)
+    return Hook(name, where, reason, upstream, until, difference, tuple(names.split()))

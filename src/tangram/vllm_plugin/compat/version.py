@@ -1,17 +1,18 @@
-"""Which vLLM is supported, and which one is here."""
+"""Which releases of vLLM are supported, and which one is here."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-SUPPORTED_VLLM = "0.32"
+SUPPORTED_RELEASES = ("0.32", "0.33")
+SUPPORTED_VLLM = " or ".join(SUPPORTED_RELEASES)
 REMEDY = f"Install vLLM {SUPPORTED_VLLM} (tangram-kv[gpu] or tangram-kv[cpu])"
 
 
 def version_difference() -> str | None:
-    """What another release is and which one was expected; None for the supported one."""
+    """What another release is and which were expected; None for one that is supported."""
     found = str(import_module("vllm").__version__)
-    fits = found == SUPPORTED_VLLM or found.startswith(SUPPORTED_VLLM + ".")
+    fits = any(found == known or found.startswith(f"{known}.") for known in SUPPORTED_RELEASES)
     return None if fits else f"is {found}, expected {SUPPORTED_VLLM}"
 
 

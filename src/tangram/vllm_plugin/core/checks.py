@@ -67,6 +67,14 @@ def _page_sizes() -> str | None:
     return None if found == expected else f"gives {found} bytes, expected {expected}"
 
 
+def _retained() -> str | None:
+    """The entries of all tokens that a next token may read raw stay in the block table."""
+    layout, (_, recent, _) = _layout(), _our_specs()
+    found, expected = recent.num_retained_tokens, layout.chunk_size_tokens - 1
+    expected += layout.window_size_tokens
+    return None if found == expected else f"keeps {found} tokens, expected {expected}"
+
+
 HOOKS: tuple[Hook, ...] = (
     behaves(
         "managers of specs",
@@ -91,5 +99,14 @@ HOOKS: tuple[Hook, ...] = (
         _page_sizes,
         upstream="padding, or blocks of several sizes in one pool",
         until="as long as all groups draw on one pool",
+    ),
+    behaves(
+        "raw tokens in the block table",
+        "vllm.v1.kv_cache_interface:SlidingWindowSpec",
+        "model runner V2 of 0.33 reads the null block for tokens that a spec does not retain",
+        _retained,
+        names="num_retained_tokens",
+        upstream="entries that a group's manager takes out itself",
+        until="as long as compressed caches are cache groups of vLLM's",
     ),
 )

@@ -68,7 +68,8 @@ def page(listed: Mapping[str, Sequence[Hook]]) -> str:
         "# Hooks",
         "",
         f"Every place of vLLM {SUPPORTED_VLLM} that the plugin relies on. Most of them are no "
-        "promised interface.",
+        "promised interface;",
+        "[how a new release is looked at](vllm-releases.md) says what is done about it.",
         "`tangram doctor` checks all of them, and so does the start of an engine with compression: "
         "a place that",
         "has changed is named, and nothing is served. A place that the code uses and that is not "

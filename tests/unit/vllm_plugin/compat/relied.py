@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import ast
 import dis
+import hashlib
 import inspect
 import logging
 import pathlib
 import subprocess
 import types
+import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
@@ -31,6 +33,7 @@ OTHERS: tuple[Any, ...] = (
     str, dict, list, set, tuple, deque, int, float, type, memoryview, BaseException, property,
     types.CodeType, types.FunctionType, inspect.Signature, inspect.BoundArguments, pathlib.Path,
     argparse.ArgumentParser, subprocess.Popen, logging.Logger, dis.Instruction,
+    zipfile.ZipFile, hashlib.sha256(),
     torch.Tensor, torch.Generator, torch.nn.Module, torch.cuda.Event, torch.cuda.Stream,
     numpy.ndarray,
     pydantic.TypeAdapter, pydantic.ValidationError, prometheus_client.Gauge,
@@ -258,6 +261,13 @@ def vllm_members(cls: type) -> set[str]:
     return {n for n in members(cls) - others if not _is_dunder(n)} | ({"__init__"} & dunders)
 
 
+def _fields(node: type[ast.AST]) -> Iterator[str]:
+    """Fields of a kind of syntax tree and of the kinds under it."""
+    yield from node._fields
+    for kind in node.__subclasses__():
+        yield from _fields(kind)
+
+
 class Coverage:
     """The places that hooks check."""
 
@@ -265,8 +275,7 @@ class Coverage:
         self.places = set().union(*(hook.covered for hook in hooks))
         self.names = {name for p in self.places for name in p.partition(":")[2].split(".")}
         elsewhere = {name for other in OTHERS for name in dir(other)} | {
-            *ast.arguments._fields,
-            *ast.Module._fields,
+            *(field for node in ast.AST.__subclasses__() for field in _fields(node)),
         }
         self._harmless = (ours | elsewhere) - self._of_vllm_classes() | set(REVIEWED)
 

@@ -9,8 +9,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
-from tangram.vllm_plugin.compat import version
+from tangram.vllm_plugin.compat import members, version
+from tangram.vllm_plugin.core.specs import RecentSpec
 from tangram.vllm_plugin.frontend import hooks
 
 
@@ -31,7 +33,7 @@ def difference(name: str) -> str:
 def test_a_hook_that_is_gone_is_named(monkeypatch):
     monkeypatch.delattr(AttentionBackend, "customize_spec")
     assert "customize_spec" in difference("spec of a layer")
-    with pytest.raises(RuntimeError, match=r"spec of a layer \(vllm.*Install vLLM 0\.32"):
+    with pytest.raises(RuntimeError, match=r"spec of a layer \(vllm.*Install vLLM 0\.32 or 0\.33"):
         hooks.require_hooks()
 
 
@@ -56,13 +58,13 @@ def test_a_piece_that_is_no_longer_called_is_told(monkeypatch):
     assert difference("spec of a layer, asked for") == "no longer uses customize_spec"
 
 
-@pytest.mark.parametrize("release", ["0.31.1", "0.33.0", "0.320.0", "1.0"])
+@pytest.mark.parametrize("release", ["0.31.1", "0.34.0", "0.320.0", "1.0"])
 def test_another_release_is_told(monkeypatch, release):
     monkeypatch.setattr("vllm.__version__", release)
-    assert difference("version") == f"is {release}, expected 0.32"
+    assert difference("version") == f"is {release}, expected 0.32 or 0.33"
 
 
-@pytest.mark.parametrize("release", ["0.32", "0.32.0", "0.32.1+cpu"])
+@pytest.mark.parametrize("release", ["0.32", "0.32.0", "0.32.1+cpu", "0.33.0", "0.33.1"])
 def test_releases_that_fit(monkeypatch, release):
     monkeypatch.setattr("vllm.__version__", release)
     assert version.version_difference() is None
@@ -79,8 +81,23 @@ def test_a_member_that_another_release_adds_or_drops_is_named(monkeypatch):
         "override any"
     )
     monkeypatch.delattr(AttentionBackend, "is_ssm")
-    with pytest.raises(RuntimeError, match=r"no members is_ssm any more.*Install vLLM 0\.32"):
+    with pytest.raises(
+        RuntimeError, match=r"no members is_ssm any more.*Install vLLM 0\.32 or 0\.33"
+    ):
         hooks.require_hooks()
+
+
+def test_a_class_that_another_release_puts_under_ours_is_named(monkeypatch):
+    further = "vllm.entrypoints.rl.offline:RLOfflineMixin"
+    monkeypatch.delitem(members._REVIEWS, further)
+    assert difference("members of LLM") == f"LLM has new bases {further}"
+
+
+def test_a_block_table_that_would_lose_raw_tokens_is_told(monkeypatch):
+    """Model runner V2 of 0.33 would read the null block in their place, without a word."""
+    monkeypatch.delattr(RecentSpec, "num_retained_tokens")
+    monkeypatch.setattr(SlidingWindowSpec, "num_retained_tokens", 32, raising=False)
+    assert difference("raw tokens in the block table") == "keeps 32 tokens, expected 287"
 
 
 def test_classes_of_ours_that_cannot_be_imported_are_a_finding(monkeypatch):

@@ -14,6 +14,8 @@ _FAMILIES = "caps and lookups that a spec decides itself, rather than its family
 _NO_FAMILIES = "a manager can be made without a family of vLLM's"
 _HITS = "another prefix-cache lookup"
 _RETENTION = "another way to say which blocks stay cached"
+_PLANNING = "vllm.v1.core.kv_cache_planning"
+_PLANNED_BEFORE = "vllm.v1.core.kv_cache_utils:get_kv_cache_configs"
 _COUNTED = "vLLM counts the blocks that requests hold, by group"
 
 
@@ -346,4 +348,33 @@ _POOL_HOOKS = (
     ),
 )
 
-HOOKS: tuple[Hook, ...] = (*_SPEC_HOOKS, *_MANAGER_HOOKS, *_POOL_HOOKS)
+_PLANNING_HOOKS = (
+    takes(
+        "caches that are planned",
+        f"{_PLANNING}:get_kv_cache_configs",
+        "an engine without a model has the pool that a served one would have",
+        "vllm_config kv_cache_specs available_memory",
+        before=_PLANNED_BEFORE,
+        upstream="functions that move",
+        until="as long as schedules are played without an engine",
+    ),
+    takes(
+        "groups of the whole model",
+        f"{_PLANNING}:get_global_kv_cache_groups",
+        "groups are made before caches are planned; 0.32 does it in one",
+        "vllm_config kv_cache_specs",
+        before=_PLANNED_BEFORE,
+        upstream="functions that move",
+        until="as long as schedules are played without an engine",
+    ),
+    takes(
+        "block tables of a step",
+        "vllm.v1.worker.gpu.block_table:BlockTables.gather_block_tables",
+        "model runner V2 of 0.33 nulls entries of tokens that a spec does not retain",
+        "idx_mapping num_reqs_padded",
+        upstream="entries that a group's manager takes out itself",
+        until=_GROUPS,
+    ),
+)
+
+HOOKS: tuple[Hook, ...] = (*_SPEC_HOOKS, *_MANAGER_HOOKS, *_POOL_HOOKS, *_PLANNING_HOOKS)

@@ -25,6 +25,23 @@ HOOKS: tuple[Hook, ...] = (
         upstream=_OPTIONS,
         until="vLLM lets plugins add flags",
     ),
+    takes(
+        "options of a server",
+        "vllm.entrypoints.common.cli_args:make_arg_parser",
+        "misspelled options are told by the names in this file, before vLLM is loaded",
+        "parser",
+        before="vllm.entrypoints.launchers.cli_args:make_arg_parser",
+        upstream="a list of options that is read without loading vLLM",
+        until="as long as loading vLLM takes seconds",
+    ),
+    takes(
+        "command of a server",
+        "vllm.entrypoints.cli.main:main",
+        "tangram serve runs its module",
+        "",
+        upstream="a CPU wheel whose own command starts",
+        until="as long as a server is started by vLLM's command",
+    ),
     uses(
         "plugins before flags",
         "vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args",
