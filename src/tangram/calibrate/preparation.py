@@ -35,6 +35,7 @@ from tangram.profile import (
     QUERY_COVARIANCE,
     QUERY_MEAN,
     ROPE_FREQUENCIES,
+    ROW_WEIGHTS,
     ModelIdentity,
     text_config,
 )
@@ -139,7 +140,7 @@ def prepare(
     plain = replace(without_profile(options), compression_ratio=1.0)
     layout = make_plan(plain, identity, itemsize).geometry
     options.scorer.check_inputs(
-        layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROPE_FREQUENCIES)
+        layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROW_WEIGHTS, ROPE_FREQUENCIES)
     )
     check_output("--out", args.out, args.data)
     name, tokenizer_options = tokenizer_arguments(given_engine, model)
