@@ -3,6 +3,7 @@
 import re
 from itertools import zip_longest
 
+from benchmarks.accuracy.testbed_report import report
 from benchmarks.bars.__main__ import COMMITTED
 from benchmarks.bars.figures import read_figures
 from benchmarks.bars.table import BATCHES
@@ -76,6 +77,14 @@ def test_decode():
         line = measured[batch]
         assert row[0].split()[0] in (str(line["requests"]), batch.split("x")[0])
         assert_row(row[1:], [line["bytes_per_layer"] / 1e6, *(line[field] for field in fields)])
+
+
+def test_real_weights():
+    (rows,) = tables("accuracy.md", "Real weights")
+    text = report(lines("testbed.jsonl"))
+    assert len(rows) == 3
+    for ratio, percent, interval in rows:
+        assert f"| {ratio} | {percent} ({interval}) |" in text
 
 
 def test_prefill():
