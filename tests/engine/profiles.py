@@ -35,6 +35,7 @@ def make_profile(scorer_name: str, *, model: str = MODEL, seed: int = 0) -> Prof
     weight = rng.uniform(0.1, 1, size=heads)[None, ..., None]
     queries = (who.num_layers, who.num_query_heads, who.head_size)
     root = rng.normal(0, 0.3, size=(*queries, who.head_size)) / np.sqrt(who.head_size)
+    rows = (who.num_layers, who.num_kv_heads, 2 * who.head_size + 4)
     scorer = get_scorer(scorer_name)
     return Profile(
         model=who,
@@ -53,6 +54,7 @@ def make_profile(scorer_name: str, *, model: str = MODEL, seed: int = 0) -> Prof
             "error_curve": ((1 - mass) * weight).astype(np.float32),
             "query_mean": rng.normal(0, 0.5, size=queries).astype(np.float32),
             "query_covariance": (root @ root.swapaxes(-1, -2)).astype(np.float32),
+            "row_weights": rng.normal(0, 0.2, size=rows).astype(np.float32),
             "rope_frequencies": 1e4 ** (-np.arange(0, who.head_size, 2) / who.head_size),
         },
     )

@@ -118,6 +118,7 @@ def profile_paths(tmp_path_factory):
             ("key_norm", "crosslayer", 64),
             ("tova", "mass", 64),
             ("expected_attention", "error", 64),
+            ("learned", "crosslayer", 64),
         ],
     ),
 )
@@ -175,8 +176,8 @@ def test_a_scorers_parameters_follow_the_oracle():
 @pytest.mark.parametrize(
     "scorer",
     few(
-        ["key_diff", "snap_kv", "tova", "expected_attention"],
-        ["key_diff", "snap_kv", "expected_attention"],
+        ["key_diff", "snap_kv", "tova", "expected_attention", "learned"],
+        ["key_diff", "snap_kv", "expected_attention", "learned"],
     ),
 )
 def test_a_long_answer_is_sealed_as_it_grows(scorer, profile_paths):

@@ -60,6 +60,7 @@ class Profile:
             stream.
             "query_mean": [layers, query_heads, head_size] float32, before RoPE.
             "query_covariance": [layers, query_heads, head_size, head_size] float32, before RoPE.
+            "row_weights": [layers, kv_heads, 2 * head_size + 4] float32, of the scorer `learned`.
             "rope_frequencies": [rotary dimensions / 2] float64, radians per position.
         tangram_version: version that wrote it.
 
