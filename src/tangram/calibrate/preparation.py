@@ -35,6 +35,7 @@ from tangram.profile import (
     QUERY_COVARIANCE,
     QUERY_MEAN,
     ROPE_FREQUENCIES,
+    ROW_WEIGHTS,
     ModelIdentity,
     text_config,
 )
@@ -65,6 +66,7 @@ class Calibration:
         description: of the texts.
         seed: of whatever was drawn.
         ratios: at which budgets are measured.
+        compared: ratios at which scorers are compared, where several are tried.
         measure_time_s: for all of them.
         engine: keyword arguments of `vllm.LLM`.
         out: file of the profile.
@@ -78,6 +80,7 @@ class Calibration:
     description: str
     seed: int
     ratios: tuple[float, ...]
+    compared: tuple[float, ...]
     measure_time_s: float
     engine: dict[str, Any]
     out: Path
@@ -139,7 +142,7 @@ def prepare(
     plain = replace(without_profile(options), compression_ratio=1.0)
     layout = make_plan(plain, identity, itemsize).geometry
     options.scorer.check_inputs(
-        layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROPE_FREQUENCIES)
+        layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROW_WEIGHTS, ROPE_FREQUENCIES)
     )
     check_output("--out", args.out, args.data)
     name, tokenizer_options = tokenizer_arguments(given_engine, model)
@@ -153,7 +156,8 @@ def prepare(
         seed=args.seed,
         tell=tell,
     )
-    ratios = measure_ratios(args.measure_ratios, layout) if _measures(args) else ()
+    allowed = measure_ratios(args.measure_ratios, layout)
+    ratios = allowed if _measures(args) else ()
     if args.measure is None and not _measures(args):
         tell(
             "statistics alone: measuring budgets takes long on a CPU, and without it they are of "
@@ -170,6 +174,7 @@ def prepare(
         description=description,
         seed=args.seed,
         ratios=ratios,
+        compared=allowed or (1.0,),
         measure_time_s=args.measure_time_limit or DEFAULT_MEASURE_TIME_S,
         engine=_with_cache_memory(given_engine, samples, measured, layout),
         out=args.out,
