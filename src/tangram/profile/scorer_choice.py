@@ -58,5 +58,5 @@ class ScorerChoice:
             return None
 
     def __str__(self) -> str:
-        """In a few words: `learned, among learned and key_diff by divergence`."""
-        return f"{self.winner}, the best of {', '.join(self.tried)} by {self.decided_by}"
+        """In a few words: `learned, of learned, key_diff by divergence`."""
+        return f"{self.winner}, of {', '.join(self.tried)} by {self.decided_by}"

@@ -92,9 +92,7 @@ def _told_scorer(options: CompressionOptions) -> CompressionOptions:
         logger.info(
             "--compression-scorer auto: %s, %s",
             served.compression_scorer,
-            f"which the profile {options.compression_profile} is of"
-            if has_profile
-            else "which needs no profile",
+            "the scorer of the profile" if has_profile else "which needs no profile",
         )
     return served
 
