@@ -272,7 +272,7 @@ def test_scorers_share_one_full_reading_and_the_time(reader, monkeypatch):
     assert limits == [15, 20, 30, 60], "what one does not take is left to the others"
     assert [each.profile.scorer_name for each in found] == ["expected_attention", "key_diff"]
     for each, level in zip(found, (0.1, 0.2), strict=True):
-        assert [entry.ratio for entry in measured_entries(each.profile)] == [0.25, 0.5]
+        assert [entry.ratio for entry in measured_entries(each.profile)] == [0.5, 0.25]
         assert list(each.divergences) == [0.5, 0.25]
         np.testing.assert_allclose(each.divergences[0.5], [level, level])
     assert [profile.scorer_name for profile in kept] == ["expected_attention"] * 2
