@@ -34,7 +34,7 @@ from tangram.evaluate.results import Cell, append_cell, read_cells, settings_dig
 from tangram.installed import is_cpu_build
 from tangram.plan.dtypes import ITEMSIZE_BYTES, served_dtype
 from tangram.plan.models import bundled_model, is_bundled, read_config
-from tangram.scorers import DEFAULT_SCORER
+from tangram.scorers import UNCALIBRATED_SCORER
 
 REQUIRED = ("digest", "part", "task", "context_tokens", "scorer", "label", "ratio")
 TOKENS_AT_ONCE = 32768
@@ -323,7 +323,7 @@ def parser() -> argparse.ArgumentParser:
     add("--texts-a-kind", type=count, default=8)
     add("--text-tokens", type=tokens, default=4096)
     add("--ratios", nargs="+", type=float, default=[0.5, 0.25, 0.1])
-    add("--scorers", nargs="+", default=[DEFAULT_SCORER])
+    add("--scorers", nargs="+", default=[UNCALIBRATED_SCORER])
     add("--levels", nargs="+", help="budget rules (default: the profile's best)")
     add("--profile", nargs="*", type=_pair, metavar="NAME=FILE",
         help="a file, a folder, a pattern with {scorer}, or none")  # fmt: skip

@@ -45,7 +45,8 @@ def made(monkeypatch):
 
     def calibrate(path, arguments, model, environment):
         calls.append(arguments)
-        make_profile(arguments[arguments.index("--compression-scorer") + 1]).save(path)
+        scorer = arguments[arguments.index("--compression-scorer") + 1]
+        make_profile("expected_attention" if scorer == "auto" else scorer).save(path)
 
     monkeypatch.setattr(auto_profile, "_calibrate", calibrate)
     return calls
@@ -186,6 +187,20 @@ def test_without_a_tokenizer_a_cached_profile_is_taken(made):
 def test_a_scorer_that_needs_statistics_has_them_made_for_uniform_budgets_too(made):
     plan = auto(compression_level="uniform", compression_scorer="expected_attention")
     assert plan.profile_path and len(made) == 1
+
+
+def test_the_plan_is_of_the_scorer_that_was_calibrated_or_of_one_without_a_profile(made):
+    """The options beside the plan are part of vLLM's hash of its configuration: no `auto` there."""
+    for options, scorer in (
+        ({}, "expected_attention"),
+        ({"compression_level": "uniform"}, "key_diff"),
+        ({"compression_profile": "none"}, "key_diff"),
+    ):
+        given = {"compression_profile": "auto", "compression_scorer": "auto", **options}
+        config = configure(compression=given).additional_config
+        assert plan_of(config).scorer_name == scorer
+        assert config["tangram"]["compression_scorer"] == scorer
+    assert len(made) == 1
 
 
 def test_the_command_is_told_what_is_served(made):

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from tangram import cli
+from tangram.calibrate.budget_search.measure import Measured
 from tangram.calibrate.recording.record import record_profile
 from tangram.cli import calibrate
 from tangram.profile import Profile
+from tangram.profile.scorer_choice import ScorerChoice
+from tangram.scorers import AUTO_SCORERS
 from tests.engine.profiles import identity
 
 SIZES = (
@@ -33,8 +36,8 @@ def record(monkeypatch):
 
         return original(*args, progress=told, **kwargs | {"save_every": 1})
 
-    original = calibrate.record_profile
-    monkeypatch.setattr(calibrate, "record_profile", recording)
+    original = calibrate.record_profiles
+    monkeypatch.setattr(calibrate, "record_profiles", recording)
     return stop_after
 
 
@@ -68,6 +71,32 @@ def test_a_run_that_is_broken_off_gives_the_same_bytes(tmp_path, record, capsys)
     assert profile.arrays["mass_curve"].shape[0] == 4
 
 
+def test_the_best_of_several_scorers_is_kept_broken_off_or_not(tmp_path, record, capsys):
+    """All of them are read together, twice; the first pass is of ExpectedAttention alone."""
+    whole, resumed = tmp_path / "whole.profile", tmp_path / "resumed.profile"
+    assert run(whole, "--no-measure") == 0
+    said = capsys.readouterr().err
+    record[:] = [3]
+    assert run(resumed, "--no-measure") == 130
+    record.clear()
+    assert run(resumed, "--no-measure") == 0
+    assert whole.read_bytes() == resumed.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [resumed, whole]
+
+    profile = Profile.load(whole)
+    choice = ScorerChoice.of(profile.extra)
+    assert choice.winner == profile.scorer_name and choice.decided_by == "predicted error"
+    assert list(choice.tried) == list(AUTO_SCORERS) and choice.left_out == {}
+    assert all(list(found) == [0.5, 0.25] for found in choice.tried.values())
+    assert f"scorer {choice.winner} is taken: budgets are not measured" in said
+    assert all(f"{found[0.5]:.4g}" in said for found in choice.tried.values())
+
+    alone = tmp_path / "alone.profile"
+    assert run(alone, "--no-measure", "--scorer", choice.winner) == 0
+    for name, array in Profile.load(alone).arrays.items():
+        np.testing.assert_array_equal(array, profile.arrays[name])
+
+
 def test_budgets_are_measured_on_texts_held_back(tmp_path, monkeypatch):
     from dataclasses import replace
 
@@ -75,18 +104,22 @@ def test_budgets_are_measured_on_texts_held_back(tmp_path, monkeypatch):
 
     calls = []
 
-    def measure_budgets(profile, model, samples, *, later, ratios, progress, **options):
+    def measure_profiles(profiles, model, samples, *, later, ratios, progress, **options):
         calls.append((model, samples, later, ratios, options))
         progress("ratio 0.5: a line")
-        return replace(profile, extra={**profile.extra, "measured": list(ratios)})
+        extra = {**profiles[0].extra, "measured": list(ratios)}
+        each = {ratio: np.ones(1) for ratio in ratios}
+        return [Measured(replace(profile, extra=extra), each) for profile in profiles]
 
     module = types.ModuleType("tangram.calibrate.budget_search.measure")
-    module.measure_budgets = measure_budgets
+    module.measure_profiles, module.Measured = measure_profiles, Measured
     monkeypatch.setitem(sys.modules, "tangram.calibrate.budget_search.measure", module)
     out = tmp_path / "p.profile"
     assert run(out, "--measure-time-limit", "7", "--dtype", "float32") == 0
 
     profile = Profile.load(out)
+    assert profile.scorer_name == "key_diff"  # of equals the cheapest to seal
+    assert profile.extra["scorers"]["decided_by"] == "divergence"
     assert profile.extra["measured"] == [0.5, 0.25]  # a page of 16 is a quarter of the chunk
     assert len(profile.extra["sample_tokens"]) == 1
     ((model, samples, later, ratios, options),) = calls

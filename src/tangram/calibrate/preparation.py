@@ -66,6 +66,7 @@ class Calibration:
         description: of the texts.
         seed: of whatever was drawn.
         ratios: at which budgets are measured.
+        compared: ratios at which scorers are compared, where several are tried.
         measure_time_s: for all of them.
         engine: keyword arguments of `vllm.LLM`.
         out: file of the profile.
@@ -79,6 +80,7 @@ class Calibration:
     description: str
     seed: int
     ratios: tuple[float, ...]
+    compared: tuple[float, ...]
     measure_time_s: float
     engine: dict[str, Any]
     out: Path
@@ -154,7 +156,8 @@ def prepare(
         seed=args.seed,
         tell=tell,
     )
-    ratios = measure_ratios(args.measure_ratios, layout) if _measures(args) else ()
+    allowed = measure_ratios(args.measure_ratios, layout)
+    ratios = allowed if _measures(args) else ()
     if args.measure is None and not _measures(args):
         tell(
             "statistics alone: measuring budgets takes long on a CPU, and without it they are of "
@@ -171,6 +174,7 @@ def prepare(
         description=description,
         seed=args.seed,
         ratios=ratios,
+        compared=allowed or (1.0,),
         measure_time_s=args.measure_time_limit or DEFAULT_MEASURE_TIME_S,
         engine=_with_cache_memory(given_engine, samples, measured, layout),
         out=args.out,

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,15 +24,18 @@ from tangram.calibrate.preparation import (
     Calibration,
     prepare,
 )
-from tangram.calibrate.recording.record import record_profile
+from tangram.calibrate.recording.record import record_profiles
+from tangram.calibrate.scorer_choice import by_divergence, by_predicted_error
 from tangram.calibrate.texts.sample_sets import BUNDLED, HUB
 from tangram.children import follow_parent
+from tangram.cli.scorer_table import print_choice
 from tangram.errors import ConfigurationError
 from tangram.plan.models import RECALL, RECALL_GROUP_SIZE, is_bundled
 from tangram.plan.options import CompressionOptions, flag, flag_value
 from tangram.profile import Profile
 from tangram.profile.cache import locked
-from tangram.scorers import DEFAULT_SCORER
+from tangram.profile.scorer_choice import ScorerChoice
+from tangram.scorers import AUTO_SCORER, AUTO_SCORERS
 
 DEFAULT_SAMPLES = 50
 LINE_EVERY = 5
@@ -55,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         plan.unmeasured.unlink(missing_ok=True)
         try:
             with _bar(console, len(plan.samples)) as (done, tell):
-                profile = calibrate(plan, done, tell)
+                profile = calibrate(plan, done, tell, partial(_print, console))
         except BaseException:
             if plan.unmeasured.exists():
                 kept = f"{plan.unmeasured} has the statistics, and what was measured so far"
@@ -64,6 +67,8 @@ def run(argv: Sequence[str]) -> int:
         profile.save(plan.out)
         plan.partial.unlink(missing_ok=True)
         plan.unmeasured.unlink(missing_ok=True)
+    if choice := ScorerChoice.of(profile.extra):
+        print_choice(choice, console)
     _summary(plan, time.monotonic() - begun, args.model, console)
     return 0
 
@@ -87,9 +92,12 @@ def _refuse_second(out: Path) -> None:
 
 
 def calibrate(
-    plan: Calibration, done: Callable[[int], None], tell: Callable[[str], None]
+    plan: Calibration,
+    done: Callable[[int], None],
+    tell: Callable[[str], None],
+    say: Callable[[str], None] = lambda line: None,
 ) -> Profile:
-    """Statistics of the samples, then budgets measured on those held back.
+    """Statistics of the samples, then budgets measured on those held back, of the best scorer.
 
     While budgets are measured, what there is so far is kept in `plan.unmeasured`.
 
@@ -97,13 +105,19 @@ def calibrate(
         plan: what to do.
         done: called with the number of samples that were read.
         tell: called with a line about what goes on.
+        say: called with a line about a scorer that is left out.
     """
-    profile = record_profile(
+    left_out: dict[str, str] = {}
+
+    def leave_out(name: str, reason: str) -> None:
+        left_out[name] = reason
+        say(f"scorer {name} is left out: {reason}")
+
+    profiles = record_profiles(
         plan.model,
         [sample.token_ids for sample in plan.samples],
+        plan.options.scorers,
         later=[sample.later for sample in plan.samples],
-        scorer_name=plan.options.compression_scorer,
-        scorer_parameters=plan.options.compression_scorer_parameters,
         chunk_size_tokens=plan.options.compression_chunk_size,
         window_size_tokens=plan.options.compression_window_size,
         n_sink_tokens=plan.options.compression_n_sink_tokens,
@@ -112,6 +126,7 @@ def calibrate(
         partial=plan.partial,
         weights=plan.weights,
         progress=done,
+        left_out=leave_out,
         **plan.engine,
     )
     extra = {
@@ -122,28 +137,42 @@ def calibrate(
         "weights": plan.weights,
         "model_name": plan.name,
     }
-    profile = replace(profile, extra={**profile.extra, **extra})
+    profiles = [replace(each, extra={**each.extra, **extra}) for each in profiles]
+    chosen = profiles[0]
+    if plan.options.is_auto:
+        chosen = by_predicted_error(profiles, plan.compared, plan.options, left_out)
     if not plan.ratios:
-        return profile
-    profile.save(plan.unmeasured)
-    return _measure(plan, profile, tell)
+        return chosen
+    chosen.save(plan.unmeasured)
+    return _measure(plan, profiles, tell, leave_out, left_out)
 
 
-def _measure(plan: Calibration, profile: Profile, tell: Callable[[str], None]) -> Profile:
-    from tangram.calibrate.budget_search.measure import measure_budgets
+def _measure(
+    plan: Calibration,
+    profiles: Sequence[Profile],
+    tell: Callable[[str], None],
+    leave_out: Callable[[str, str], None],
+    left_out: Mapping[str, str],
+) -> Profile:
+    from tangram.calibrate.budget_search.measure import Measured, measure_profiles
 
-    return measure_budgets(
-        profile,
+    def best(each: Sequence[Measured]) -> Profile:
+        return by_divergence(each, left_out) if plan.options.is_auto else each[0].profile
+
+    measured = measure_profiles(
+        profiles,
         plan.model,
         [sample.token_ids for sample in plan.held],
-        later=[sample.measured_positions(profile.chunk_size_tokens) for sample in plan.held],
+        later=[sample.measured_positions(profiles[0].chunk_size_tokens) for sample in plan.held],
         ratios=plan.ratios,
         page_group_size=plan.options.page_group_size,
         time_limit_s=plan.measure_time_s,
         progress=tell,
-        found=lambda profile: profile.save(plan.unmeasured),
+        found=lambda each: best(each).save(plan.unmeasured),
+        left_out=leave_out,
         **plan.engine,
     )
+    return best(measured)
 
 
 @contextmanager
@@ -243,9 +272,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--compression-scorer",
         "--scorer",
-        default=DEFAULT_SCORER,
+        default=AUTO_SCORER,
         metavar="NAME",
-        help=f"whose rows the profile is about (default: {DEFAULT_SCORER})",
+        help=f"whose rows the profile is about, or {AUTO_SCORER}: the best of "
+        f"{', '.join(AUTO_SCORERS)} for this model (default: {AUTO_SCORER})",
     )
     add(
         "--compression-scorer-parameters",

@@ -36,6 +36,7 @@ from tangram.plan.models import (
 )
 from tangram.plan.options import CompressionOptions, compression_arguments
 from tangram.profile import ModelIdentity
+from tangram.scorers import is_auto
 from tangram.serving.played import MAX_ANSWER_TOKENS, client_of, hold_all, play
 from tangram.serving.scrape import PeakSampler, parse
 from tangram.serving.server import Server, ServerError
@@ -152,7 +153,7 @@ def _options(args: argparse.Namespace) -> CompressionOptions:
         "compression_level": args.level,
         "compression_profile": args.profile,
     }
-    asked = any((args.scorer, args.profile))
+    asked = args.profile or (args.scorer and not is_auto(args.scorer))
     return CompressionOptions.from_mapping(
         {**given, **({} if asked else bundled_profile_options())}
     )

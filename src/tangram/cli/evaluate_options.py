@@ -13,7 +13,7 @@ from tangram.errors import ConfigurationError
 from tangram.evaluate.tasks import task_names
 from tangram.plan.dtypes import ITEMSIZE_BYTES
 from tangram.plan.options import json_parameters
-from tangram.scorers import DEFAULT_SCORER, get_scorer
+from tangram.scorers import AUTO_SCORER, registered_name
 
 T = TypeVar("T")
 
@@ -91,9 +91,9 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
     add(
         "--scorers",
         type=_list_of(str),
-        default=[DEFAULT_SCORER],
+        default=[AUTO_SCORER],
         metavar="S,S,...",
-        help=f"which tokens are worth keeping (default: {DEFAULT_SCORER})",
+        help=f"which tokens are worth keeping (default: {AUTO_SCORER}, the profile's)",
     )
     add(
         "--compression-scorer-parameters",
@@ -135,7 +135,7 @@ def parameters_by_scorer(given: str | None, scorers: Sequence[str]) -> dict[str,
     """
     if given is None:
         return {}
-    found, names = json_parameters(given), {get_scorer(name).name for name in scorers}
+    found, names = json_parameters(given), set(map(registered_name, scorers))
     if not all(isinstance(value, dict) for value in found.values()):
         if len(names) > 1:
             raise ConfigurationError(
@@ -143,7 +143,7 @@ def parameters_by_scorer(given: str | None, scorers: Sequence[str]) -> dict[str,
                 'them by name, {"snap_kv": {"kernel_size": 7}}, or one scorer'
             )
         return {name: found for name in names}
-    named = {get_scorer(name).name: parameters for name, parameters in found.items()}
+    named = {registered_name(name): parameters for name, parameters in found.items()}
     if others := sorted(named.keys() - names):
         raise ConfigurationError(
             f"--compression-scorer-parameters has some of {', '.join(others)}, which --scorers "

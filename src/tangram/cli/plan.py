@@ -76,6 +76,8 @@ def served_options(args: argparse.Namespace) -> CompressionOptions:
     if not is_bundled(args.model):
         return options
     given = {f.name for f in fields(CompressionOptions) if getattr(args, f.name, None) is not None}
+    if options.is_auto:  # the bundled profile's, then
+        given.discard("compression_scorer")
     return replace(options, **bundled_options(given))
 
 

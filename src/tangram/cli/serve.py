@@ -32,6 +32,7 @@ from tangram.plan.options import (
 )
 from tangram.plan.supported import refuse_model, refuse_options
 from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import is_auto
 
 _ENABLE = "--enable-compression"
 _CACHE_MEMORY = "--kv-cache-memory-bytes"
@@ -115,7 +116,6 @@ def check_options(arguments: Sequence[str]) -> None:
     )
     add_flags(parser)
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
-    scorer = options.scorer
     asked = (options.compression_profile or AUTO_PROFILE).lower()
     if asked == AUTO_PROFILE:
         calibrate_arguments()
@@ -125,6 +125,7 @@ def check_options(arguments: Sequence[str]) -> None:
         make_plan(options, identity, itemsize_bytes=2)
     elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
+        scorer = options.with_scorer_of(profile).scorer
         profile.check(
             model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
         )
@@ -180,6 +181,8 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
     if "VLLM_CPU_KVCACHE_SPACE" not in environment and "--gpu-memory-utilization" not in flags:
         defaults[_CACHE_MEMORY] = str(_RECALL_CACHE_BYTES)
     given_options = {name for name in option_names() if flag(name) in flags}
+    if _leaves_the_scorer(given):
+        given_options.discard("compression_scorer")
     for name, option in bundled_options(given_options).items():
         defaults[flag(name)] = str(option)
     arguments: list[str] = []
@@ -187,6 +190,15 @@ def _recall_defaults(given: Sequence[str], environment: Mapping[str, str]) -> li
         if not {argument, argument.replace("--", "--no-", 1)} & flags:
             arguments += [argument] if value is None else [argument, value]
     return arguments
+
+
+def _leaves_the_scorer(given: Sequence[str]) -> bool:
+    """Whether the scorer is to be the profile's in so many words."""
+    parser = argparse.ArgumentParser(
+        prog="tangram serve", usage=_USAGE, add_help=False, allow_abbrev=False
+    )
+    parser.add_argument(flag("compression_scorer"))
+    return is_auto(parser.parse_known_args(_spelled(given))[0].compression_scorer)
 
 
 def _environment(argv: Sequence[str]) -> dict[str, str]:

@@ -20,13 +20,13 @@ from tangram.errors import ConfigurationError, TangramError
 from tangram.evaluate.play import Engine, Script, play
 from tangram.evaluate.results import Cell, cell_figures
 from tangram.plan.cached import with_profile_at_hand
-from tangram.plan.compression_plan import CompressionPlan, make_plan
+from tangram.plan.compression_plan import CompressionPlan, make_plan, with_scorer
 from tangram.plan.model_facts import ModelFacts, served_config
-from tangram.plan.models import RECALL_GROUP_SIZE, bundled_model, is_bundled
+from tangram.plan.models import PROFILE_FILE, RECALL_GROUP_SIZE, bundled_model, is_bundled
 from tangram.plan.options import NO_PROFILE, CompressionOptions
 from tangram.plan.supported import refuse_model, refuse_options
 from tangram.profile import ModelIdentity
-from tangram.scorers import get_scorer
+from tangram.scorers import is_auto, registered_name
 
 if TYPE_CHECKING:
     from tangram.engines.greedy import GreedyEngine
@@ -129,7 +129,7 @@ class Grid:
 
     Attributes:
         ratios: shares of the rows that are kept.
-        scorers: names.
+        scorers: names; `auto` is the profile's.
         levels: budget rules.
         chunk_sizes: C.
         window_sizes: W.
@@ -188,7 +188,7 @@ def make_settings(
     for scorer, chunk, window, sinks, group, ratio, level in product(*axes):
         given = {
             "compression_scorer": scorer,
-            "compression_scorer_parameters": grid.scorer_parameters.get(get_scorer(scorer).name),
+            "compression_scorer_parameters": grid.scorer_parameters.get(registered_name(scorer)),
             "compression_level": level,
             "compression_chunk_size": chunk,
             "compression_window_size": window,
@@ -199,7 +199,7 @@ def make_settings(
         }
         try:
             options = CompressionOptions.from_mapping(given)
-            options = with_profile_at_hand(options, model, identity, "--profile")
+            options = with_scorer(with_profile_at_hand(options, model, identity, "--profile"))
             plan = make_plan(options, identity, itemsize_bytes)
         except TangramError as error:
             asked = {"scorer": scorer, "level": level, "chunk size": chunk, "ratio": ratio}
@@ -224,9 +224,10 @@ def _profile_of(asked: str | None, scorer: str, model: str) -> str | None:
     Raises:
         ConfigurationError: what was asked for has none of this scorer.
     """
-    name = get_scorer(scorer).name
+    name = registered_name(scorer)
     if asked is None:
-        bundled = bundled_model() / f"{name}{PROFILE_SUFFIX}" if is_bundled(model) else None
+        file = PROFILE_FILE if is_auto(scorer) else f"{name}{PROFILE_SUFFIX}"
+        bundled = bundled_model() / file if is_bundled(model) else None
         return str(bundled) if bundled and bundled.is_file() else None
     if asked.lower() == NO_PROFILE:
         return NO_PROFILE

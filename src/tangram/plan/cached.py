@@ -14,7 +14,7 @@ from tangram.plan.models import bundled_model, is_bundled
 from tangram.plan.options import AUTO_PROFILE, NO_PROFILE, CompressionOptions
 from tangram.profile import ModelIdentity, Profile
 from tangram.profile.cache import cached_profile_path, snapshot_folder, weights_digest
-from tangram.scorers import DEFAULT_SCORER
+from tangram.scorers import AUTO_SCORER, UNCALIBRATED_SCORER
 
 ARGUMENTS_VARIABLE = "TANGRAM_CALIBRATE_ARGS"
 """Environment variable with further arguments of `tangram calibrate` for automatic profiles."""
@@ -56,7 +56,7 @@ def without_profile(options: CompressionOptions) -> CompressionOptions:
         options,
         compression_profile=NO_PROFILE,
         compression_level="uniform",
-        compression_scorer=DEFAULT_SCORER,
+        compression_scorer=UNCALIBRATED_SCORER,
         compression_scorer_parameters=None,
         compression_drift_sample=0,
     )
@@ -76,12 +76,15 @@ def cached_profile(
     Raises:
         ProfileError: the weights cannot be told from others'.
     """
-    scorer = options.scorer
+    name, parameters = options.scorer.name, options.scorer.parameters()
+    if options.is_auto:
+        name = AUTO_SCORER
+        parameters = {"scorers": [[s.name, s.parameters()] for s in options.scorers]}
     return cached_profile_path(
         identity,
         weights_digest(snapshot_folder(model, revision)),
-        scorer_name=scorer.name,
-        scorer_parameters=scorer.parameters(),
+        scorer_name=name,
+        scorer_parameters=parameters,
         chunk_size_tokens=options.compression_chunk_size,
         window_size_tokens=options.compression_window_size,
         n_sink_tokens=options.compression_n_sink_tokens,
@@ -94,10 +97,11 @@ def cached_profile(
 def profile_problem(path: Path, options: CompressionOptions, identity: ModelIdentity) -> str | None:
     """Why there is no profile of this model and scorer to take at a path; None if there is."""
     try:
-        Profile.load(path).check(
-            model=identity,
-            scorer_name=options.scorer.name,
-            scorer_parameters=options.scorer.parameters(),
+        profile = Profile.load(path)
+        same = [s for s in options.scorers if s.name == profile.scorer_name]
+        scorer = (*same, options.scorer)[0]
+        profile.check(
+            model=identity, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
         )
     except ProfileError as error:
         return str(error)
@@ -149,7 +153,8 @@ def with_profile_at_hand(
     """
     options, missing = with_cached_profile(options, model, identity)
     if missing:
-        name, out = options.scorer.name, f"{options.scorer.name}.profile"
+        name = AUTO_SCORER if options.is_auto else options.scorer.name
+        out = f"{name}.profile"
         raise ConfigurationError(
             f"{option} is not given, and no profile of {model} with scorer {name} is cached: make "
             f"one with `tangram calibrate {model} --compression-scorer {name} --out {out}` and "

@@ -131,6 +131,16 @@ def group_size(options: CompressionOptions, num_kv_heads: int) -> int:
     return options.page_group_size
 
 
+def with_scorer(options: CompressionOptions) -> CompressionOptions:
+    """The options with the scorer that `auto` stands for: the profile's, if there is one.
+
+    Raises:
+        ProfileError: a profile that cannot be read.
+        ScorerError: it is of a scorer that is not installed.
+    """
+    return options.with_scorer_of(_profile_of(options)) if options.is_auto else options
+
+
 def make_plan(
     options: CompressionOptions,
     model: ModelIdentity,
@@ -156,12 +166,9 @@ def make_plan(
         options.compression_n_sink_tokens,
         PAGE_SIZE_ROWS,
     )
-    scorer = options.scorer
-    path = options.compression_profile
-    path = None if path is None or path.lower() == NO_PROFILE else path
-    profile = None
-    if path is not None:
-        profile = Profile.load(path)
+    path, profile = _profile_path(options), _profile_of(options)
+    scorer = options.with_scorer_of(profile).scorer
+    if profile is not None:
         with _named(path):
             profile.check(
                 model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
@@ -214,6 +221,16 @@ def make_plan(
         scorer.changed_parameters(),
         interpolated=interpolated,
     )
+
+
+def _profile_path(options: CompressionOptions) -> str | None:
+    path = options.compression_profile
+    return None if path is None or path.lower() == NO_PROFILE else path
+
+
+def _profile_of(options: CompressionOptions) -> Profile | None:
+    path = _profile_path(options)
+    return None if path is None else Profile.load(path)
 
 
 @contextmanager

@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from tangram.budgets import LEVELS
-from tangram.errors import ConfigurationError
-from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
+from tangram.errors import ConfigurationError, ScorerError
+from tangram.scorers import (
+    AUTO_SCORER,
+    AUTO_SCORERS,
+    UNCALIBRATED_SCORER,
+    get_scorer,
+    is_auto,
+    scorer_names,
+)
 from tangram.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from tangram.profile import Profile
 
 CONFIG_KEY = "tangram"
 """Key of vLLM's `additional_config` under which the options travel to every process."""
@@ -33,7 +43,9 @@ class CompressionOptions:
         compression_chunk_size: C, tokens that are sealed together; a multiple of 16.
         compression_window_size: W, tokens before a boundary that stay raw until the next one.
         compression_n_sink_tokens: S, tokens at the start that every head keeps.
-        compression_scorer: name of the scorer.
+        compression_scorer: name of the scorer, or `auto` for the profile's; without a profile
+            that is `UNCALIBRATED_SCORER`. A profile that is calibrated for `auto` is of the best of
+            `AUTO_SCORERS`.
         compression_scorer_parameters: of its parameters those that are not to have their defaults,
             JSON values by name; None for none.
         compression_level: rule that turns a profile into budgets; when absent `measured` if the
@@ -51,7 +63,7 @@ class CompressionOptions:
     compression_chunk_size: int = 256
     compression_window_size: int = 32
     compression_n_sink_tokens: int = 4
-    compression_scorer: str = DEFAULT_SCORER
+    compression_scorer: str = AUTO_SCORER
     compression_scorer_parameters: Mapping[str, Any] | None = None
     compression_level: str | None = None
     compression_profile: str | None = None
@@ -90,12 +102,46 @@ class CompressionOptions:
 
     @property
     def scorer(self) -> Scorer:
-        """The scorer, with its parameters.
+        """The scorer, with its parameters; of `auto` what it stands for without a profile.
 
         Raises:
             ScorerError: an unknown scorer or parameter, or a bad value.
         """
-        return get_scorer(self.compression_scorer, **(self.compression_scorer_parameters or {}))
+        name = UNCALIBRATED_SCORER if self.is_auto else self.compression_scorer
+        return get_scorer(name, **(self.compression_scorer_parameters or {}))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the scorer is left to calibration."""
+        return is_auto(self.compression_scorer)
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """What a profile for these options may be of: the scorer, or the candidates of `auto`."""
+        return tuple(map(get_scorer, AUTO_SCORERS)) if self.is_auto else (self.scorer,)
+
+    def with_scorer_of(self, profile: Profile | None) -> CompressionOptions:
+        """The options with the scorer that `auto` stands for beside this profile, or none.
+
+        Raises:
+            ScorerError: the profile is of a scorer that is not installed.
+        """
+        if not self.is_auto:
+            return self
+        scorer = self.scorer
+        if profile is not None:
+            try:
+                scorer = get_scorer(profile.scorer_name, **profile.scorer_parameters)
+            except ScorerError as error:
+                raise ScorerError(
+                    f"--compression-scorer {AUTO_SCORER} takes that of the profile, which cannot "
+                    f"be had: {error}"
+                ) from error
+        return replace(
+            self,
+            compression_scorer=scorer.name,
+            compression_scorer_parameters=scorer.changed_parameters() or None,
+        )
 
     def check(self) -> None:
         """Raise ConfigurationError for a value that no model could be served with."""
@@ -133,6 +179,13 @@ class CompressionOptions:
                 f"--compression-level is {self.compression_level!r}: choose one of "
                 f"{', '.join(LEVELS)}"
             )
+        if self.is_auto and self.compression_scorer_parameters:
+            raise ConfigurationError(
+                f"{flag('compression_scorer_parameters')} is given, and "
+                f"{flag('compression_scorer')} is {AUTO_SCORER}, which takes the profile's scorer "
+                "with the parameters that it was calibrated with: name the scorer, or leave the "
+                "parameters out"
+            )
         self.scorer.check_window(self.compression_window_size)
 
 
@@ -145,8 +198,9 @@ _HELP = {
     "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
     "boundary (default: 32).",
     "compression_n_sink_tokens": "Tokens at the start that every head keeps (default: 4).",
-    "compression_scorer": "Which tokens are worth keeping: {names}, or a registered one "
-    f"(default: {DEFAULT_SCORER}).",
+    "compression_scorer": "Which tokens are worth keeping: {names}, a registered one, or "
+    f"{AUTO_SCORER}, the profile's, which calibration chose among {', '.join(AUTO_SCORERS)} "
+    f"(default: {AUTO_SCORER}).",
     "compression_scorer_parameters": "The scorer's parameters, such as "
     "'{{\"kernel_size\": 7}}' (default: its own).",
     "compression_level": "Rule that turns a profile into budgets (default: measured where the "

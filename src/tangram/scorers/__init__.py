@@ -19,22 +19,40 @@ from tangram.scorers.base import (
 from tangram.scorers.select import score_ranks, top_rows
 
 __all__ = [
-    "DEFAULT_SCORER",
+    "AUTO_SCORER",
+    "AUTO_SCORERS",
     "ENTRY_POINT_GROUP",
+    "SEALING_ORDER",
+    "UNCALIBRATED_SCORER",
     "Chunks",
     "Scorer",
     "attention_over_chunk",
     "checked_scores",
     "get_scorer",
     "group_query_heads",
+    "is_auto",
     "list_parameters",
+    "registered_name",
     "score_ranks",
     "scorer_names",
     "scorer_title",
     "top_rows",
 ]
 
-DEFAULT_SCORER = "key_diff"
+AUTO_SCORER = "auto"
+"""Stands for the scorer of the profile, which calibration chose among `AUTO_SCORERS`."""
+AUTO_SCORERS = ("learned", "expected_attention", "key_diff")
+"""What calibration tries where it is to choose, the most promising first."""
+UNCALIBRATED_SCORER = "key_diff"
+"""What `auto` stands for where there is no profile: it needs no statistics."""
+SEALING_ORDER = (
+    "streaming_llm", "key_norm", "key_diff", "learned", "tova", "snap_kv", "expected_attention",
+)  # fmt: skip
+"""The built-in scorers, the cheapest to seal first.
+
+Source: docs/performance.md, Sealing; `learned`, which is not in its table, reads a row as KeyDiff
+does and its value too, and multiplies by no matrix as ExpectedAttention does.
+"""
 ENTRY_POINT_GROUP = "tangram.scorers"
 
 # Name, which is that of the file in this folder too, and class.
@@ -59,6 +77,20 @@ def scorer_names(third_party: bool = True) -> tuple[str, ...]:
         ScorerError: two packages, or a package and this one, give the same name.
     """
     return (*_BUILT_IN, *sorted(_third_party())) if third_party else tuple(_BUILT_IN)
+
+
+def is_auto(name: object) -> bool:
+    """Whether the name, in any spelling, is no scorer's but leaves the choice to calibration."""
+    return _spelling(str(name)) == AUTO_SCORER
+
+
+def registered_name(name: str) -> str:
+    """The name as the registry spells it, or `AUTO_SCORER`.
+
+    Raises:
+        ScorerError: an unknown name.
+    """
+    return AUTO_SCORER if is_auto(name) else _scorer_class(name).name
 
 
 def get_scorer(name: str, /, **parameters: Any) -> Scorer:
@@ -110,7 +142,7 @@ def _scorer_class(name: str) -> type[Scorer]:
 
 def _third_party() -> dict[str, metadata.EntryPoint]:
     """Entry points of installed packages by name, not loaded yet."""
-    taken = {_spelling(name): "tangram itself" for name in _BUILT_IN}
+    taken = {_spelling(name): "tangram itself" for name in (*_BUILT_IN, AUTO_SCORER)}
     found: dict[str, metadata.EntryPoint] = {}
     for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         if entry_point in found.values():  # a package that is found on two paths

@@ -9,11 +9,13 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from tangram import cli
 from tangram.calibrate import preparation as calibration
+from tangram.calibrate.budget_search.measure import Measured
 from tangram.calibrate.preparation import _max_tokens, prepare
 from tangram.calibrate.recording.record import record_profile
 from tangram.cli import calibrate
@@ -195,7 +197,7 @@ def test_rows_that_the_chat_template_refuses_are_told_before_samples_are_read(
     module = SimpleNamespace(load_dataset=lambda *arguments, **options: rows)
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setattr(calibration, "load_tokenizer", lambda *arguments, **o: by_bytes(STRICT))
-    monkeypatch.setattr(calibrate, "record_profile", stop)
+    monkeypatch.setattr(calibrate, "record_profiles", stop)
     out = ["--out", str(tmp_path / "p.profile"), "--no-measure"]
     assert cli.main(["calibrate", "recall", *out, "--data", "hf:org/chats"]) == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
@@ -350,16 +352,16 @@ def test_the_scorers_parameters_reach_the_readings_and_the_command_that_serves(
     assert _serve_command(plan, "recall")[4:] == ["--compression-scorer", "snap_kv", *SEVEN]
     plain = prepared(tmp_path, *few, "--compression-scorer-parameters", "{}")
     assert _serve_command(plain, "recall")[4:] == ["--compression-scorer", "snap_kv"]
-    told = {}
+    told = []
 
-    def record_profile(*args, **options):
-        told.update(options)
+    def record_profiles(model, samples, scorers, **options):
+        told.extend(scorers)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate, "record_profile", record_profile)
+    monkeypatch.setattr(calibrate, "record_profiles", record_profiles)
     with pytest.raises(KeyboardInterrupt):
         calibrate.calibrate(plan, lambda done: None, lambda line: None)
-    assert (told["scorer_name"], told["scorer_parameters"]) == ("snap_kv", {"kernel_size": 7})
+    assert told == [get_scorer("snap_kv", kernel_size=7)]
 
 
 def test_the_readings_are_with_the_scorers_parameters(monkeypatch):
@@ -413,12 +415,17 @@ def test_what_was_found_is_kept_where_measuring_fails(tmp_path, capsys, monkeypa
     profile = Profile.load(bundled_model() / "key_diff.profile")
     profile = dataclasses.replace(profile, extra={})
 
-    def measure_budgets(profile, *args, found, **options):
-        found(dataclasses.replace(profile, extra={**profile.extra, "measured": [0.5]}))
+    def measured(profiles, **extra):
+        (profile,) = profiles
+        profile = dataclasses.replace(profile, extra={**profile.extra, **extra})
+        return [Measured(profile, {0.5: np.ones(2)})]
+
+    def measure_profiles(profiles, *args, found, **options):
+        found(measured(profiles, measured=[0.5]))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(calibrate, "record_profile", lambda *args, **options: profile)
-    module = SimpleNamespace(measure_budgets=measure_budgets)
+    monkeypatch.setattr(calibrate, "record_profiles", lambda *args, **options: [profile])
+    module = SimpleNamespace(measure_profiles=measure_profiles, Measured=Measured)
     monkeypatch.setitem(sys.modules, "tangram.calibrate.budget_search.measure", module)
     out = tmp_path / "p.profile"
     out.write_bytes(b"an older one")
@@ -430,7 +437,7 @@ def test_what_was_found_is_kept_where_measuring_fails(tmp_path, capsys, monkeypa
     assert Profile.load(kept).extra["measured"] == [0.5]
     assert out.read_bytes() == b"an older one"
 
-    module.measure_budgets = lambda profile, *args, **options: profile
+    module.measure_profiles = lambda profiles, *args, **options: measured(profiles)
     assert calibrate.run(arguments) == 0
     assert sorted(tmp_path.iterdir()) == [out]
     assert Profile.load(out).extra["sample_kinds"] == ["recall"]
@@ -443,15 +450,15 @@ def test_a_second_run_to_the_same_file_is_refused(tmp_path, capsys, monkeypatch)
     sizes = ("--samples", "4", "--max-tokens", "600", "--no-measure")
     second = []
 
-    def record_profile(*args, partial, **options):
+    def record_profiles(*args, partial, **options):
         partial.write_bytes(b"of the first run")
         if not second:
             second.append(None)
             second.append(cli.main(["calibrate", "recall", "--out", str(out), *sizes]))
         assert partial.read_bytes() == b"of the first run"
-        return profile
+        return [profile]
 
-    monkeypatch.setattr(calibrate, "record_profile", record_profile)
+    monkeypatch.setattr(calibrate, "record_profiles", record_profiles)
     assert cli.main(["calibrate", "recall", "--out", str(out), *sizes]) == 0
     assert second == [None, 2]
     said = capsys.readouterr().err

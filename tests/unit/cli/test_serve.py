@@ -109,6 +109,9 @@ def test_the_bundled_profile_is_used_with_its_scorer(monkeypatch):
     level = serve_arguments(["--compression-level", "mass"])
     assert value_of(level, "--compression-profile") == "p.safetensors"
     assert "--compression-profile" not in serve_arguments(["--compression-scorer", "snap_kv"])
+    auto = serve_arguments(["--compression_scorer", "Auto"])
+    assert value_of(auto, "--compression-profile") == "p.safetensors"
+    assert "--compression-scorer" not in auto  # that of the profile is left to be taken
     assert "--compression-profile" not in serve_arguments(["org/model"])
 
 
@@ -142,7 +145,11 @@ def test_the_process_becomes_vllm(monkeypatch, tmp_path, model):
         (["--compression-profile", "none", "--compression-level", "mass"], "needs statistics"),
         (["--compression-scorer", "snap_kv", "--compression-window-size", "0"], "of at least 1"),
         (["--compression-scorer-parameters", "kernel_size=7"], "give a JSON object"),
-        (['--compression_scorer_parameters={"kernel_size": 7}'], "key_diff has no parameter ker"),
+        (
+            ["--compression-scorer=key_diff", '--compression_scorer_parameters={"kernel_size": 7}'],
+            "key_diff has no parameter ker",
+        ),
+        (['--compression_scorer_parameters={"kernel_size": 7}'], "--compression-scorer is auto"),
     ],
 )
 def test_a_mistake_is_told_before_vllm_is_loaded(monkeypatch, llama, capsys, arguments, said):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tangram.bundled import recall_model_path
-from tangram.errors import ConfigurationError, ProfileMismatchError
+from tangram.errors import ConfigurationError, ProfileMismatchError, ScorerError
 from tangram.plan.cached import cached_profile
-from tangram.plan.compression_plan import CompressionPlan, group_size, make_plan
+from tangram.plan.compression_plan import CompressionPlan, group_size, make_plan, with_scorer
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity, Profile
 from tangram.scorers import get_scorer
@@ -83,6 +83,49 @@ def test_a_profile_of_other_parameters_is_refused(tmp_path):
             """--compression-scorer-parameters '{"kernel_size": 7}'""",
         ):  # fmt: skip
             assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "Auto"])
+def test_auto_is_the_profiles_scorer_or_one_that_needs_none(tmp_path, name):
+    path = str(tmp_path / "p.profile")
+    sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    seven = get_scorer("snap_kv", kernel_size=7).parameters()
+    Profile(model=MODEL, scorer_name="snap_kv", scorer_parameters=seven, **sizes).save(path)
+    auto = {"compression_scorer": name, "compression_level": "uniform"}
+    given = options(compression_profile=path, **auto)
+    plan = make_plan(given, MODEL, itemsize_bytes=2)
+    assert plan.scorer == get_scorer("snap_kv", kernel_size=7) and plan.profile_path == path
+    assert plan.geometry.has_query_ring and '"auto"' not in json.dumps(plan.to_json())
+    of_snap_kv = {"compression_profile": path, "compression_level": "uniform"}
+    assert with_scorer(given) == options({"kernel_size": 7}, **of_snap_kv)
+    assert make_plan(with_scorer(given), MODEL, 2) == plan
+    for none in ("none", None):
+        given = options(compression_profile=none, **auto)
+        assert make_plan(given, MODEL, 2).scorer == get_scorer("key_diff")
+        assert with_scorer(given).compression_scorer == "key_diff"
+    with pytest.raises(ConfigurationError, match="snap_kv needs .*--compression-window-size"):
+        make_plan(options(compression_profile=path, compression_window_size=0, **auto), MODEL, 2)
+
+
+def test_auto_beside_a_profile_of_a_scorer_that_is_not_installed_is_refused(tmp_path):
+    path = str(tmp_path / "p.profile")
+    sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
+    Profile(model=MODEL, scorer_name="ours", **sizes).save(path)
+    with pytest.raises(ScorerError, match="auto takes that of the profile.*unknown .* 'ours'"):
+        make_plan(CompressionOptions(compression_profile=path), MODEL, 2)
+
+
+def test_auto_has_a_cached_profile_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(bytes(16))
+
+    def cached(**given):
+        return cached_profile(CompressionOptions(**given), str(tmp_path), MODEL)
+
+    auto = cached()
+    assert auto == cached(compression_scorer="Auto") and "-auto-C256" in auto.name
+    assert auto != cached(compression_scorer="key_diff")
+    monkeypatch.setattr("tangram.plan.options.AUTO_SCORERS", ("key_diff",))
+    assert cached() not in (auto, cached(compression_scorer="key_diff"))
 
 
 def test_the_cached_profile_is_that_of_the_parameters(tmp_path):

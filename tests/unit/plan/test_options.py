@@ -48,6 +48,16 @@ def test_without_parameters_the_scorer_has_its_own(given):
     assert options("snap_kv", given).scorer == get_scorer("snap_kv")
 
 
+@pytest.mark.parametrize("scorer", [None, "auto", "AUTO"])
+def test_auto_takes_no_parameters_of_its_own(scorer):
+    assert options(scorer, {}).is_auto and not options("key_diff", None).is_auto
+    with pytest.raises(
+        ConfigurationError,
+        match="--compression-scorer-parameters is given.*--compression-scorer is auto.*name the",
+    ):
+        options(scorer, {"kernel_size": 7})
+
+
 def test_options_may_be_hashed_while_no_parameters_are_given():
     assert hash(options("snap_kv", {})) == hash(options("snap_kv", None))
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tangram.errors import ScorerError
-from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
+from tangram.scorers import AUTO_SCORER, get_scorer, scorer_names
 from tests.page_scorer import PAGE, blocks
 
 DOCS = PAGE.parent
@@ -71,4 +71,4 @@ def test_every_scorer_has_a_row_and_a_section(name):
 
 
 def test_the_page_names_the_default():
-    assert f"(default `{DEFAULT_SCORER}`)" in (DOCS / "scorers.md").read_text()
+    assert f"(default `{AUTO_SCORER}`)" in (DOCS / "scorers.md").read_text()

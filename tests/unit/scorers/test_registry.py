@@ -12,7 +12,17 @@ import torch
 
 from tangram import scorers
 from tangram.errors import ConfigurationError, ScorerError
-from tangram.scorers import DEFAULT_SCORER, ENTRY_POINT_GROUP, Scorer, get_scorer, scorer_names
+from tangram.scorers import (
+    AUTO_SCORERS,
+    ENTRY_POINT_GROUP,
+    SEALING_ORDER,
+    UNCALIBRATED_SCORER,
+    Scorer,
+    get_scorer,
+    is_auto,
+    registered_name,
+    scorer_names,
+)
 
 BUILT_IN = (
     "streaming_llm",
@@ -69,7 +79,19 @@ def nothing_may_look_for_packages(monkeypatch):
 def test_names(installed):
     installed()
     assert scorer_names() == BUILT_IN
-    assert DEFAULT_SCORER in BUILT_IN
+    assert UNCALIBRATED_SCORER in AUTO_SCORERS and set(AUTO_SCORERS) <= set(BUILT_IN)
+    assert get_scorer(UNCALIBRATED_SCORER).needs_statistics == ()
+    assert sorted(SEALING_ORDER) == sorted(BUILT_IN)
+
+
+def test_auto_is_no_scorer_in_any_spelling(installed):
+    assert all(map(is_auto, ("auto", "Auto", " AUTO "))) and not is_auto("automatic")
+    assert registered_name("Auto") == "auto" and registered_name("KeyDiff") == "key_diff"
+    with pytest.raises(ScorerError, match="unknown --compression-scorer 'auto'"):
+        get_scorer("auto")
+    installed(("auto", Oldest))
+    with pytest.raises(ScorerError, match="taken by tangram itself"):
+        scorer_names()
 
 
 @pytest.mark.usefixtures("nothing_may_look_for_packages")

@@ -1,4 +1,4 @@
-"""Which of several budgets is taken, by divergences on the samples that have the last word."""
+"""Which of several budgets, or scorers, is taken, by the samples that have the last word."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tangram.scorers import SEALING_ORDER
+
 NOISE_DEVIATIONS = 2.0
 """Paired standard errors that budgets must be apart by to be told apart."""
+
+NO_LOSS = 1e-4
+"""Divergence, in nats, below which no answer changes: how far below is not compared."""
 
 
 def choose(each: Mapping[str, np.ndarray]) -> tuple[str, tuple[str, ...]]:
@@ -30,6 +35,29 @@ def choose(each: Mapping[str, np.ndarray]) -> tuple[str, tuple[str, ...]]:
     alike = [name for name in names if _within_noise(each[name] - each[least])]
     taken = min(alike, key=lambda name: np.log(each[name]).mean())
     return taken, tuple(name for name in each if name in alike and name != taken)
+
+
+def choose_scorer(each: Mapping[str, np.ndarray]) -> str:
+    """The scorer that is taken: the cheapest to seal of those that the samples do not tell apart.
+
+    Of each sample the logarithm of the divergence is taken, the mean over ratios, so that every
+    ratio has the same say. The least mean over samples goes first, and with it all that are within
+    noise of it; of these the one that comes first in `SEALING_ORDER`, which one of another package
+    does not.
+
+    Args:
+        each: name -> [ratios, samples], divergences (or errors) on the same samples. What is below
+            `NO_LOSS` counts as that.
+    """
+    logs = {name: np.log(np.maximum(found, NO_LOSS)).mean(axis=0) for name, found in each.items()}
+    least = min(logs, key=lambda name: logs[name].mean())
+    alike = [name for name in logs if _within_noise(logs[name] - logs[least])]
+    return min(alike, key=sealing_rank)
+
+
+def sealing_rank(name: str) -> int:
+    """Place of a scorer in `SEALING_ORDER`, after all of them for another package's."""
+    return SEALING_ORDER.index(name) if name in SEALING_ORDER else len(SEALING_ORDER)
 
 
 def _within_noise(differences: np.ndarray) -> bool:

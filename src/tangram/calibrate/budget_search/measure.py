@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tangram.budgets import MEASURED, BudgetProblem, MeasuredEntry, with_entry
 from tangram.calibrate.budget_search.search import Found, check_samples, search_budgets
+from tangram.calibrate.remaining import Remaining
 from tangram.errors import ConfigurationError
 from tangram.geometry import HeadGroups
 from tangram.plan.compression_plan import PAGE_SIZE_ROWS, group_size
@@ -25,8 +28,47 @@ TOKENS_AT_ONCE = 32768
 """Tokens of samples that the engine computes in one step, where one sample is not longer."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A profile with the budgets that were found so far.
+
+    Attributes:
+        profile: with an entry of `extra["measured"]` for each ratio.
+        divergences: ratio -> [samples], in nats, on those that no move has seen.
+    """
+
+    profile: Profile
+    divergences: Mapping[float, np.ndarray]
+
+
 def measure_budgets(
     profile: Profile,
+    model: str,
+    samples: Sequence[Sequence[int]],
+    *,
+    found: Callable[[Profile], None] = lambda profile: None,
+    **options: Any,
+) -> Profile:
+    """The profile with measured budgets in `extra["measured"]`, one entry a ratio.
+
+    Entries of other ratios and sizes stay in the profile.
+
+    Args:
+        profile: statistics of the model, which candidates are made from; its scorer is the one
+            that budgets are measured with.
+        model: folder or name of the model.
+        samples: token ids of whole conversations, held back from the statistics; at least 3.
+        found: called after each ratio with the profile so far.
+        **options: further arguments of `measure_profiles`, and the errors are its own.
+    """
+    (measured,) = measure_profiles(
+        [profile], model, samples, found=lambda each: found(each[0].profile), **options
+    )
+    return measured.profile
+
+
+def measure_profiles(
+    profiles: Sequence[Profile],
     model: str,
     samples: Sequence[Sequence[int]],
     *,
@@ -41,35 +83,37 @@ def measure_budgets(
     tokens_at_once: int = TOKENS_AT_ONCE,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
-    found: Callable[[Profile], None] = lambda profile: None,
+    found: Callable[[list[Measured]], None] = lambda each: None,
+    left_out: Callable[[str, str], None] = lambda name, reason: None,
     **engine: Any,
-) -> Profile:
-    """The profile with measured budgets in `extra["measured"]`, one entry a ratio.
+) -> list[Measured]:
+    """Profiles of one model and several scorers, with measured budgets.
 
-    Stock vLLM reads the samples once with full KV. Then, for every ratio, an engine of this process
-    reads them again and again, with other budgets each time (`calibrate.search`); the divergence is
-    KL(full || compressed) of the next token's distribution, in nats, the mean over a sample's
-    positions and then over samples. Entries of other ratios and sizes stay in the profile.
+    Stock vLLM reads the samples once with full KV. Then, for every ratio and scorer, an engine of
+    this process reads them again and again, with other budgets each time (`search`); the divergence
+    is KL(full || compressed) of the next token's distribution, in nats, the mean over a sample's
+    positions and then over samples.
 
     Args:
-        profile: statistics of the model, which candidates are made from; its scorer is the one
-            that budgets are measured with.
+        profiles: statistics of the model, of one scorer each. Of several, one that the engine
+            refuses is left out, unless it is the last.
         model: folder or name of the model.
         samples: token ids of whole conversations, held back from the statistics; at least 3.
         later: for each sample, the positions whose next-token distributions count, those of later
             turns: questions' ends and answers. None: the last eighth of every sample.
-        ratios: ratios to measure at; they share the time equally.
+        ratios: ratios to measure at; they and the scorers share the time equally.
         page_group_size: H_p; the size that engines take by themselves when absent.
         chunk_size_tokens: C; the profile's when absent, and so for the next two.
         window_size_tokens: W.
         n_sink_tokens: S.
-        time_limit_s: seconds for all ratios together, without the start of engines. The first rule
-            is measured in any case.
-        max_evaluations: readings (of some samples) at each ratio, at most.
+        time_limit_s: seconds for all searches together, without the start of engines. The first
+            rule of each is measured in any case.
+        max_evaluations: readings (of some samples) in each search, at most.
         tokens_at_once: tokens of a step; activations of so many must fit beside the KV cache.
         seed: of the moves that the search draws.
         progress: told in words what goes on.
-        found: called after each ratio with the profile so far.
+        found: called after each ratio with what was found so far.
+        left_out: called with a scorer's name and why it is left out.
         **engine: further keyword arguments of `vllm.LLM`; both kinds of engine get them.
 
     Raises:
@@ -82,45 +126,63 @@ def measure_budgets(
     """
     check_samples(len(samples))
     positions = _positions(samples, later)
-    asked = [
-        CompressionOptions.from_mapping(
-            {
-                "compression_ratio": ratio,
-                "page_group_size": page_group_size,
-                "compression_chunk_size": chunk_size_tokens or profile.chunk_size_tokens,
-                "compression_window_size": _either(window_size_tokens, profile.window_size_tokens),
-                "compression_n_sink_tokens": _either(n_sink_tokens, profile.n_sink_tokens),
-                "compression_scorer": profile.scorer_name,
-                "compression_scorer_parameters": profile.scorer_parameters,
-            }
-        )
-        for ratio in sorted(set(ratios), reverse=True)
-    ]
-    for options in asked:  # what cannot be is told before an engine starts
-        _problem(profile, options)
+    sizes = {
+        "page_group_size": page_group_size,
+        "compression_chunk_size": chunk_size_tokens,
+        "compression_window_size": window_size_tokens,
+        "compression_n_sink_tokens": n_sink_tokens,
+    }
+    asked = sorted(set(ratios), reverse=True)
+    for profile in profiles:  # what cannot be is told before an engine starts
+        for ratio in asked:
+            _problem(profile, _options(profile, ratio, sizes))
     engine = {**engine, "tokens_at_once": tokens_at_once}
     progress(f"reading {len(samples)} samples with full KV")
     texts = _read_full(model, samples, positions, engine)
-    left = time_limit_s
-    for done, options in enumerate(asked):
-        # What is found at one ratio is a candidate at the next.
-        problem = _problem(profile, options)
-        budgets, seconds = _search(
-            profile,
-            model,
-            options,
-            problem,
-            texts,
-            engine,
-            time_limit_s=left / (len(asked) - done),
-            max_evaluations=max_evaluations,
-            seed=seed,
-            progress=partial(_tell, progress, options.compression_ratio),
-        )
-        left -= seconds
-        profile = with_entry(profile, _entry(problem, options, budgets, len(samples)))
-        found(profile)
-    return profile
+    tried = Remaining({each.scorer_name: Measured(each, {}) for each in profiles}, left_out)
+    left_s = time_limit_s
+    for done, ratio in enumerate(asked):
+        now = list(tried)
+        for place, (name, each) in enumerate(now):
+            # What is found at one ratio is a candidate at the next.
+            options = _options(each.profile, ratio, sizes)
+            problem = _problem(each.profile, options)
+            title = f"ratio {ratio:g}" if len(profiles) == 1 else f"{name}, ratio {ratio:g}"
+            searches = len(now) - place + len(tried) * (len(asked) - done - 1)
+            with tried.leaving_out(name, ConfigurationError):
+                budgets, seconds = _search(
+                    each.profile,
+                    model,
+                    options,
+                    problem,
+                    texts,
+                    engine,
+                    time_limit_s=left_s / searches,
+                    max_evaluations=max_evaluations,
+                    seed=seed,
+                    progress=partial(_tell, progress, title),
+                )
+                left_s -= seconds
+                entry = _entry(problem, options, budgets, len(samples))
+                divergences = {**each.divergences, ratio: np.array(budgets.each)}
+                tried.replace(name, Measured(with_entry(each.profile, entry), divergences))
+        found([each for _, each in tried])
+    return [each for _, each in tried]
+
+
+def _options(profile: Profile, ratio: float, sizes: Mapping[str, int | None]) -> CompressionOptions:
+    """What is served to measure at a ratio; sizes that are None are the profile's."""
+    return CompressionOptions.from_mapping(
+        {
+            "compression_ratio": ratio,
+            "compression_chunk_size": profile.chunk_size_tokens,
+            "compression_window_size": profile.window_size_tokens,
+            "compression_n_sink_tokens": profile.n_sink_tokens,
+            **{name: size for name, size in sizes.items() if size is not None},
+            "compression_scorer": profile.scorer_name,
+            "compression_scorer_parameters": profile.scorer_parameters,
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -190,12 +252,8 @@ def _search(
     return found, time.monotonic() - begun
 
 
-def _either(given: int | None, otherwise: int) -> int:
-    return otherwise if given is None else given
-
-
-def _tell(progress: Callable[[str], None], ratio: float, line: str) -> None:
-    progress(f"ratio {ratio:g}: {line}")
+def _tell(progress: Callable[[str], None], title: str, line: str) -> None:
+    progress(f"{title}: {line}")
 
 
 def _problem(profile: Profile, options: CompressionOptions) -> BudgetProblem:

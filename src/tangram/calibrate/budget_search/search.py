@@ -46,6 +46,7 @@ class Found:
         origin: rule or blend that it is, or that it began from.
         moved_pages: pages that differ from the origin's.
         divergence: the winner's, on the second part of the samples, in nats.
+        each: [samples], the same on each of them.
         trials: all rules and blends that were tried, then the improved budgets.
         evaluations: calls of the divergence.
         within_noise: names of other budgets that the second part cannot tell from the winner.
@@ -56,6 +57,7 @@ class Found:
     origin: str
     moved_pages: int
     divergence: float
+    each: tuple[float, ...]
     trials: tuple[Trial, ...]
     evaluations: int
     within_noise: tuple[str, ...]
@@ -127,6 +129,7 @@ def search_budgets(
         origin=origin if winner == IMPROVED else winner,
         moved_pages=int(np.abs(pages_of(improved) - pages_of(start)).sum()) // 2 if moved else 0,
         divergence=checked[winner],
+        each=tuple(each[winner].tolist()),
         trials=tuple(trials),
         evaluations=meter.evaluations,
         within_noise=within_noise,

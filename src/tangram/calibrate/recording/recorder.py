@@ -292,6 +292,45 @@ class StatisticsRecorder:
         return self._factors[layer]
 
 
+class Recorders:
+    """Recorders of several scorers that take in the same readings.
+
+    Args:
+        each: name of a scorer -> its recorder.
+    """
+
+    def __init__(self, each: Mapping[str, StatisticsRecorder]) -> None:
+        self.each = each
+
+    def begin_sample(self, later: Sequence[int]) -> None:
+        """See `StatisticsRecorder`, and so for the rest."""
+        for recorder in self.each.values():
+            recorder.begin_sample(later)
+
+    def add_layer(self, layer: int, *arrays: Tensor) -> None:
+        """Take one layer of the current sample."""
+        for recorder in self.each.values():
+            recorder.add_layer(layer, *arrays)
+
+    def finish_sample(self) -> None:
+        """Close the current sample."""
+        for recorder in self.each.values():
+            recorder.finish_sample()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was gathered by all of them."""
+        return {
+            f"{name}/{key}": array
+            for name, recorder in self.each.items()
+            for key, array in recorder.state().items()
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from where `state` was taken."""
+        for name, recorder in self.each.items():
+            recorder.restore(with_prefix(f"{name}/", state))
+
+
 def with_prefix(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Those of the arrays whose names begin so, under the rest of their names."""
     return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -32,6 +32,7 @@ from tangram.plan.capacity import head_skew
 from tangram.plan.options import CompressionOptions, flag
 from tangram.printable import printable_json
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
+from tangram.profile.scorer_choice import ScorerChoice
 from tangram.scorers import get_scorer
 from tangram.version import VERSION
 
@@ -104,6 +105,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items()))
     digest = data.get("sha256")
     name = profile.extra.get("model_name")
+    choice = ScorerChoice.of(profile.extra)
     entries: dict[str, str] = {"Model": model.architecture}
     if isinstance(name, str) and name:
         entries = {"Model": name, "Architecture": model.architecture}
@@ -113,6 +115,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         "Width and vocabulary": f"{model.hidden_size:,} and {model.vocab_size:,}",
         "Config": model.config_sha256[:12] if model.config_sha256 else "not known",
         "Scorer": f"{profile.scorer_name}" + (f" ({parameters})" if parameters else ""),
+        **({"Scorers tried": str(choice)} if choice else {}),
         "Chunk": f"{profile.chunk_size_tokens} tokens, window of {profile.window_size_tokens}, "
         f"{profile.n_sink_tokens} sinks",
         "Samples": f"{data.get('n_samples', 'number not known')}" + (f": {listed}" * bool(listed)),

@@ -13,8 +13,8 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tangram.errors import ConfigurationError
 from tangram.geometry import Geometry
-from tangram.plan.compression_plan import CompressionPlan, make_plan
-from tangram.plan.options import CONFIG_KEY, CompressionOptions, flag
+from tangram.plan.compression_plan import CompressionPlan, make_plan, with_scorer
+from tangram.plan.options import CONFIG_KEY, NO_PROFILE, CompressionOptions, flag
 from tangram.plan.supported import WORKER_EXTENSION_PATH
 from tangram.profile import ModelIdentity
 from tangram.vllm_plugin.core.admission import ADMITS_BY_HISTORY
@@ -65,7 +65,7 @@ def configure(
     shape = shape_of(config.model_config, config.parallel_config)
     refuse_shape(shape, model)
     dtype = kv_cache_dtype_str_to_dtype(config.cache_config.cache_dtype, config.model_config)
-    options = resolve_profile(options, args, model, dtype.itemsize)
+    options = _told_scorer(resolve_profile(options, args, model, dtype.itemsize))
     plan = make_plan(options, model, dtype.itemsize, shape)
     config.additional_config = {
         **config.additional_config,
@@ -82,6 +82,19 @@ def configure(
     _announce(options, plan, config.model_config.max_model_len)
     _warn_of_profiling(config, plan.geometry)
     return config
+
+
+def _told_scorer(options: CompressionOptions) -> CompressionOptions:
+    """The options with the scorer that `auto` stands for, which the log names."""
+    served = with_scorer(options)
+    if options.is_auto:
+        has_profile = (options.compression_profile or NO_PROFILE).lower() != NO_PROFILE
+        logger.info(
+            "--compression-scorer auto: %s, %s",
+            served.compression_scorer,
+            "the scorer of the profile" if has_profile else "which needs no profile",
+        )
+    return served
 
 
 def _compiled(options: CompressionOptions) -> dict[str, Any]:

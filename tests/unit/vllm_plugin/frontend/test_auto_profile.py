@@ -14,6 +14,7 @@ from tangram.errors import ConfigurationError
 from tangram.plan.cached import profile_problem
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity, Profile
+from tangram.scorers import get_scorer
 from tangram.vllm_plugin.frontend import auto_profile
 from tangram.vllm_plugin.frontend.auto_profile import _arguments
 
@@ -86,6 +87,14 @@ def test_only_a_profile_of_this_model_and_scorer_is_taken_from_the_cache(tmp_pat
     for damaged, said in ((b"", "no readable profile"), (whole[:-9], "no readable profile")):
         path.write_bytes(damaged)
         assert said in profile_problem(path, options, model)
+    of_queries = get_scorer("expected_attention").parameters()
+    candidate = replace(profile, scorer_name="expected_attention", scorer_parameters=of_queries)
+    candidate.save(path)
+    assert profile_problem(path, options, model) is None
+    named = CompressionOptions(compression_scorer="key_diff")
+    assert "another scorer" in profile_problem(path, named, model)
+    replace(candidate, scorer_parameters={**of_queries, "epsilon": 1.0}).save(path)
+    assert "other parameters" in profile_problem(path, options, model)
     replace(profile, scorer_name="tova").save(path)
     assert "another scorer" in profile_problem(path, options, model)
     replace(profile, model=replace(model, num_layers=3)).save(path)
