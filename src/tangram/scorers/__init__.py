@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module, metadata
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "scorer_names",
     "scorer_title",
     "top_rows",
+    "with_weights",
 ]
 
 DEFAULT_SCORER = "key_diff"
@@ -45,6 +47,8 @@ _BUILT_IN = {
     "expected_attention": "ExpectedAttention",
     "snap_kv": "SnapKV",
     "tova": "Tova",
+    "fastkvzip": "FastKVzip",
+    "kvzap": "KVzap",
 }
 
 
@@ -64,13 +68,15 @@ def get_scorer(name: str, /, **parameters: Any) -> Scorer:
     """The scorer of that name.
 
     Args:
-        name: as in `scorer_names()`; case, hyphens and underscores do not count.
+        name: as in `scorer_names()`; case, hyphens and underscores do not count. After a colon
+            may stand the parameter `weights`, a file.
         **parameters: fields of the scorer that are not to have their defaults.
 
     Raises:
         ScorerError: an unknown name or parameter, a bad value, or a package whose scorer cannot
             be used.
     """
+    name, parameters = with_weights(name, parameters)
     cls = _scorer_class(name)
     known = [f.name for f in fields(cls) if f.init]
     unknown = [parameter for parameter in parameters if parameter not in known]
@@ -86,6 +92,23 @@ def get_scorer(name: str, /, **parameters: Any) -> Scorer:
         raise ScorerError(
             f"--compression-scorer-parameters: {error} ({cls.name} takes {takes})"
         ) from error
+
+
+def with_weights(name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`name:FILE` in its two parts: the name alone, and the parameters with the file as `weights`.
+
+    Raises:
+        ScorerError: the parameters name another file.
+    """
+    alone, colon, weights = str(name).partition(":")
+    if not colon:
+        return name, dict(parameters)
+    if parameters.get("weights", weights) != weights:
+        raise ScorerError(
+            f"--compression-scorer is {name} and --compression-scorer-parameters has the weights "
+            f"{parameters['weights']!r}: give one of the two"
+        )
+    return alone, {**parameters, "weights": weights}
 
 
 def _spelling(name: str) -> str:

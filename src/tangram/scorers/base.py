@@ -31,6 +31,8 @@ class Chunks:
         statistics: arrays of the profile for this layer, by name:
             "query_mean" [query_heads, head_size] and "query_covariance" [query_heads, head_size,
             head_size], of queries before RoPE; "rope_frequencies" [rotary_dim / 2], radians.
+        stored_scores: [..., tokens, kv_heads] float32, scores that were made with their tokens;
+            None unless the scorer has such.
     """
 
     keys: Tensor
@@ -41,6 +43,7 @@ class Chunks:
     window_size_tokens: int
     window_queries: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    stored_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.values.shape == self.keys.shape, (self.values.shape, self.keys.shape)
@@ -82,6 +85,8 @@ class Scorer(ABC):
     """Whether `Chunks.window_queries` must be there."""
     needs_statistics: ClassVar[tuple[str, ...]] = ()
     """Arrays that `Chunks.statistics` must hold."""
+    stores_scores: ClassVar[bool] = False
+    """Whether scores are made with their tokens, of hidden states: a `gates.GateScorer`."""
 
     @abstractmethod
     def score(self, chunks: Chunks) -> Tensor:
@@ -94,6 +99,10 @@ class Scorer(ABC):
     def parameters(self) -> dict[str, Any]:
         """The parameters by name; `type(scorer)(**scorer.parameters())` is the same scorer."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters by which a profile knows the scorer."""
+        return self.parameters()
 
     def changed_parameters(self) -> dict[str, Any]:
         """Those of the parameters that are not at their defaults."""
