@@ -126,7 +126,7 @@ def check_options(arguments: Sequence[str]) -> None:
     elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
         profile.check(
-            model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
+            model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.identity()
         )
 
 

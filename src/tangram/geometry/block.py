@@ -33,6 +33,9 @@ class BlockCount(NamedTuple):
         return sum(self)
 
 
+SCORE_BYTES = 4
+"""Bytes of a score that lies beside its token, a float32."""
+
 RETENTION_TOKENS = 4096
 """Wanted distance of the boundaries inside a prompt at which others may resume it."""
 
@@ -78,6 +81,7 @@ class BlockSizes:
     page_group_size: int
     pages_per_block: int
     has_query_ring: bool
+    has_stored_scores: bool
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -148,7 +152,10 @@ class BlockSizes:
     @cached_property
     def recent_block_tokens(self) -> int:
         """R, the longest recent block that divides C and fits into a sealed block's bytes."""
-        return _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
+        R = _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
+        while self.num_layers * self._recent_layer_bytes(R) > self.sealed_block_bytes and R > 1:
+            R = _largest_divisor(self.chunk_size_tokens, R - 1)
+        return R
 
     @property
     def retention_interval_tokens(self) -> int:
@@ -166,10 +173,23 @@ class BlockSizes:
         """Recent blocks before a boundary that its raw window lies in."""
         return -(-self.window_size_tokens // self.recent_block_tokens)
 
+    def _recent_layer_bytes(self, tokens: int) -> int:
+        """Bytes of one layer's part of a recent block of so many tokens."""
+        rows = tokens * self.num_kv_heads
+        if self.has_stored_scores:
+            # Whole rows, so that those of the next layer begin where kernels expect rows.
+            rows += -(-rows * SCORE_BYTES // self.row_bytes)
+        return rows * self.row_bytes
+
+    @property
+    def recent_layer_bytes(self) -> int:
+        """Bytes of one layer's part of a recent block: rows, and the scores behind them."""
+        return self._recent_layer_bytes(self.recent_block_tokens)
+
     @property
     def recent_block_bytes(self) -> int:
         """Bytes of one recent block of all layers."""
-        return self.recent_block_tokens * self.token_bytes
+        return self.num_layers * self.recent_layer_bytes
 
     @property
     def query_bytes(self) -> int:
@@ -260,6 +280,7 @@ class BlockShape(BlockSizes):
         page_group_size: H_p.
         pages_per_block: pages of all groups of all layers.
         has_query_ring: whether the last W queries of every running request are kept.
+        has_stored_scores: whether raw tokens have their scores beside them.
     """
 
     num_layers: int
@@ -273,3 +294,4 @@ class BlockShape(BlockSizes):
     page_group_size: int
     pages_per_block: int
     has_query_ring: bool
+    has_stored_scores: bool

@@ -81,7 +81,7 @@ def cached_profile(
         identity,
         weights_digest(snapshot_folder(model, revision)),
         scorer_name=scorer.name,
-        scorer_parameters=scorer.parameters(),
+        scorer_parameters=scorer.identity(),
         chunk_size_tokens=options.compression_chunk_size,
         window_size_tokens=options.compression_window_size,
         n_sink_tokens=options.compression_n_sink_tokens,
@@ -97,7 +97,7 @@ def profile_problem(path: Path, options: CompressionOptions, identity: ModelIden
         Profile.load(path).check(
             model=identity,
             scorer_name=options.scorer.name,
-            scorer_parameters=options.scorer.parameters(),
+            scorer_parameters=options.scorer.identity(),
         )
     except ProfileError as error:
         return str(error)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tangram.budgets import LEVELS
 from tangram.errors import ConfigurationError
-from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names
+from tangram.scorers import DEFAULT_SCORER, get_scorer, scorer_names, with_weights
 from tangram.scorers.base import Scorer
 
 CONFIG_KEY = "tangram"
@@ -80,6 +80,12 @@ class CompressionOptions:
         values = {name: value for name, value in given.items() if value is not None}
         if (parameters := values.get("compression_scorer_parameters")) is not None:
             values["compression_scorer_parameters"] = json_parameters(parameters) or None
+        if "compression_scorer" in values:
+            name, parameters = with_weights(
+                values["compression_scorer"], values.get("compression_scorer_parameters") or {}
+            )
+            values["compression_scorer"] = name
+            values["compression_scorer_parameters"] = parameters or None
         options = cls(**values)
         options.check()
         return options
@@ -145,7 +151,8 @@ _HELP = {
     "compression_window_size": "Tokens before a chunk boundary that stay raw until the next "
     "boundary (default: 32).",
     "compression_n_sink_tokens": "Tokens at the start that every head keeps (default: 4).",
-    "compression_scorer": "Which tokens are worth keeping: {names}, or a registered one "
+    "compression_scorer": "Which tokens are worth keeping: {names}, or a registered one; those "
+    "with published weights take their file after a colon, kvzap:FILE "
     f"(default: {DEFAULT_SCORER}).",
     "compression_scorer_parameters": "The scorer's parameters, such as "
     "'{{\"kernel_size\": 7}}' (default: its own).",

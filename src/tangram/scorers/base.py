@@ -144,6 +144,13 @@ class Scorer(ABC):
                 "--compression-window-size of at least 1"
             )
 
+    def check_model(self, num_layers: int, hidden_size: int, num_kv_heads: int) -> None:
+        """Check, before the model is loaded, that what the scorer reads is of it.
+
+        Raises:
+            ScorerError: it is not.
+        """
+
     def statistic(self, chunks: Chunks, name: str) -> Tensor:
         """An array of the profile, on the keys' device, dtype as it is.
 

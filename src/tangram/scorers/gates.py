@@ -135,6 +135,15 @@ class GateScorer(Scorer):
         super().check_window(window_size_tokens)
         self._path()
 
+    def check_model(self, num_layers: int, hidden_size: int, num_kv_heads: int) -> None:
+        """Check that the weights are of the model.
+
+        Raises:
+            ScorerError: they are not, or cannot be read.
+        """
+        sizes = GateSizes(hidden_size, num_kv_heads)
+        self.gates(torch.get_default_dtype(), "cpu", num_layers, sizes)
+
     def identity(self) -> dict[str, Any]:
         """The parameters, with a digest of the weights in the place of where they lie."""
         files = _files(self._path())

@@ -132,7 +132,7 @@ def _digest_of(
     parts = {
         "model": identity.to_dict(),
         "weights": weights,
-        "scorer": [scorer.name, scorer.parameters()],
+        "scorer": [scorer.name, scorer.identity()],
         "chunk": chunk,
         "texts": texts,
         "engine": engine,

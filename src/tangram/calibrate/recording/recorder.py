@@ -228,7 +228,7 @@ class StatisticsRecorder:
         return Profile(
             model=self._model,
             scorer_name=self._scorer.name,
-            scorer_parameters=self._scorer.parameters(),
+            scorer_parameters=self._scorer.identity(),
             chunk_size_tokens=self._geometry.chunk_size_tokens,
             window_size_tokens=self._geometry.window_size_tokens,
             n_sink_tokens=self._geometry.n_sink_tokens,

@@ -166,3 +166,16 @@ def gather_recent(view: CacheView, request: Tensor, position: Tensor, g: Geometr
     blocks = view.recent_table[request[:, None], position // R].long()
     heads = torch.arange(g.num_kv_heads, device=blocks.device)
     return view.recent[blocks[:, None], heads[None, :, None], (position % R)[:, None]]
+
+
+def gather_scores(view: CacheView, request: Tensor, position: Tensor, g: Geometry) -> Tensor | None:
+    """Scores that lie beside raw tokens, by request and position: see `gather_recent`.
+
+    Returns:
+        [n, tokens, kv_heads] float32; None of a layout without.
+    """
+    if view.scores is None:
+        return None
+    R = g.recent_block_tokens
+    blocks = view.recent_table[request[:, None], position // R].long()
+    return view.scores[blocks, :, position % R]

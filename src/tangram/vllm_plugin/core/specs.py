@@ -76,6 +76,8 @@ class RecentSpec(_WithShape, SlidingWindowSpec):
             head_size=shape.head_size,
             dtype=dtype,
             sliding_window=shape.window_size_tokens + 1,
+            # Scores lie where vLLM would pad: rows keep their shape and strides.
+            page_size_padded=shape.recent_layer_bytes if shape.has_stored_scores else None,
             shape=shape,
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
-from tangram.kernels.reference.attend import gather_recent
+from tangram.kernels.reference.attend import gather_recent, gather_scores
 from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import SealingChunks
 from tangram.scorers.base import Chunks, checked_scores
@@ -67,6 +67,8 @@ def _score(
     """[chunks, tokens, kv_heads] float32."""
     sealed, g = step.sealed, step.sealed.geometry
     key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
+    request = torch.from_numpy(chunks.request).to(raw.device)
+    stored = gather_scores(step.view, request, position, g)
     window = None if step.view.ring is None else _window_queries(step, host, chunks, step.view.ring)
     return checked_scores(
         sealed.scorer,
@@ -78,6 +80,7 @@ def _score(
             window_queries=window,
             statistics=sealed.statistics(step.layer, raw.device),
             window_size_tokens=g.window_size_tokens,
+            stored_scores=stored,
         ),
     )
 
