@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.harness import DEVICE, engine, few
+from tests.engine.harness import engine, few
 from tests.engine.prompts import conversation_prompt, noise
 from tests.engine.test_against_oracle import check
 from tests.gate_files import write_gates

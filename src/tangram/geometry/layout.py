@@ -9,9 +9,9 @@ at 0; it is sealed once the first (j+1)C tokens have been computed. A query at p
 
 A sealed block holds, for every head group of every layer, `pages` pages at a fixed offset. A page
 is [heads of the group, P rows, K | V]. A recent block holds R raw tokens of all heads of all layers
-and is as long as fits into a sealed block's bytes, because both are drawn from one pool. For scorers
-whose scores are made with their tokens a layer's part is [heads, R rows, K | V], then [heads, R]
-float32 scores, filled up to whole rows.
+and is as long as fits into a sealed block's bytes, because both are drawn from one pool. Where
+scores are made with their tokens, a layer's part is [heads, R rows, K | V], then [heads, R] float32
+scores, filled up to whole rows.
 """
 
 from __future__ import annotations

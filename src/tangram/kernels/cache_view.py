@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CacheView(NamedTuple):
-    """The cache of one layer in one step. All but `recent` and `scores` is the same for every layer.
+    """The cache of one layer in one step. All but `recent` and `scores` is every layer's.
 
     Tables may have more rows and columns than a step has requests and blocks; what lies beyond is
     not read.

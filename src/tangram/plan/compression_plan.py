@@ -166,9 +166,7 @@ def make_plan(
     if path is not None:
         profile = Profile.load(path)
         with _named(path):
-            profile.check(
-                model=model, scorer_name=scorer.name, scorer_parameters=scorer.identity()
-            )
+            profile.check(model=model, scorer_name=scorer.name, scorer_parameters=scorer.identity())
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
     level = options.compression_level or default_level(profile)

@@ -144,7 +144,9 @@ class Scorer(ABC):
                 "--compression-window-size of at least 1"
             )
 
-    def check_model(self, num_layers: int, hidden_size: int, num_kv_heads: int) -> None:
+    def check_model(  # noqa: B027 # most scorers read nothing of a model
+        self, num_layers: int, hidden_size: int, num_kv_heads: int
+    ) -> None:
         """Check, before the model is loaded, that what the scorer reads is of it.
 
         Raises:

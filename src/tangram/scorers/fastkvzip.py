@@ -63,6 +63,11 @@ class FastKVzipGate(Gate):
         ScorerError: other names or shapes.
     """
 
+    q_scale: Tensor
+    k_scale: Tensor
+    sinks: Tensor
+    bias: Tensor
+
     def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         super().__init__()
         base, bias, weight = (tensors.get(n) for n in (_HEADS_OF, "b", "k_proj.weight"))

@@ -152,7 +152,9 @@ class GateScorer(Scorer):
 
     def file_error(self, reason: str) -> ScorerError:
         """What is wrong with the file of weights."""
-        return ScorerError(f"--compression-scorer {self.name}: the weights {self.weights}: {reason}")
+        return ScorerError(
+            f"--compression-scorer {self.name} with the weights {self.weights}: {reason}"
+        )
 
     def _path(self) -> Path:
         if not self.weights:

@@ -42,7 +42,9 @@ class KVzap(GateScorer):
     def read_layers(self, path: Path) -> list[Mapping[str, Tensor]]:
         """The state dict, by layer."""
         found = load_tensors(self, path / _FOLDER_FILE if path.is_dir() else path)
-        matches = [_LAYER.fullmatch(str(key)) for key in found] if isinstance(found, Mapping) else []
+        matches = (
+            [_LAYER.fullmatch(str(key)) for key in found] if isinstance(found, Mapping) else []
+        )
         if not matches or not all(matches):
             raise self.file_error(
                 "expected tensors layers.0.weight or layers.0.0.weight, and so on for every layer: "
@@ -79,7 +81,9 @@ class KVzapGate(Gate):
         weights = [tensors.get(f"{part}weight") for part in (first, last)]
         if not all(isinstance(weight, Tensor) and weight.dim() == 2 for weight in weights):
             raise ScorerError("expected matrices weight, or 0.weight and 2.weight")
-        (middle, hidden), (heads, width) = (weight.shape for weight in weights if weight is not None)
+        (middle, hidden), (heads, width) = (
+            weight.shape for weight in weights if weight is not None
+        )
         expected: dict[str, tuple[int, ...]] = {
             f"{last}weight": (heads, middle if first else width),
             f"{last}bias": (heads,),

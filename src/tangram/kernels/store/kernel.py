@@ -78,7 +78,8 @@ def store(
     assert key.shape[1:] == value.shape[1:] == (heads, D), (key.shape, value.shape, D)
     assert key.stride(2) == value.stride(2) == recent_cache.stride(3) == 1
     assert key.shape[0] >= tokens and value.shape[0] >= tokens and slot_mapping.stride(0) == 1
-    has_scores = score_cache is not None
+    has_scores = scores is not None
+    assert has_scores == (score_cache is not None)
     if scores is None or score_cache is None:  # what is there stands for what is not
         scores = score_cache = key
     else:
