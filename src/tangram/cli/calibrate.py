@@ -139,6 +139,7 @@ def _measure(plan: Calibration, profile: Profile, tell: Callable[[str], None]) -
         later=[sample.measured_positions(profile.chunk_size_tokens) for sample in plan.held],
         ratios=plan.ratios,
         page_group_size=plan.options.page_group_size,
+        weights=(plan.options.compression_scorer_parameters or {}).get("weights"),
         time_limit_s=plan.measure_time_s,
         progress=tell,
         found=lambda profile: profile.save(plan.unmeasured),

@@ -20,6 +20,7 @@ from tangram.errors import ScorerError
 from tangram.scorers.base import Chunks, Scorer
 
 _SAFETENSORS = ".safetensors"
+_FOLDER_FILE = "model.safetensors"
 _DIGEST = "sha256:"
 
 
@@ -53,7 +54,7 @@ class GateScorer(Scorer):
     """Scores that a gate made together with their tokens, and that lie beside them since.
 
     Attributes:
-        weights: file of the gates; `--compression-scorer NAME:FILE` gives it too.
+        weights: file of the gates, or a folder with model.safetensors; `--compression-scorer NAME:FILE` gives it too.
     """
 
     stores_scores: ClassVar[bool] = True
@@ -124,7 +125,7 @@ class GateScorer(Scorer):
             raise ScorerError(
                 f"{self.name} got no scores: they are made of hidden states, with their tokens"
             )
-        return chunks.stored_scores
+        return chunks.stored_scores.clone(memory_format=torch.contiguous_format)
 
     def check_window(self, window_size_tokens: int) -> None:
         """Check that there are weights.
@@ -146,9 +147,12 @@ class GateScorer(Scorer):
 
     def identity(self) -> dict[str, Any]:
         """The parameters, with a digest of the weights in the place of where they lie."""
-        files = _files(self._path())
-        stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        return {**self.parameters(), "weights": _DIGEST + _digest(stamps)}
+        path = self._path()
+        stat = path.stat()
+        return {
+            **self.parameters(),
+            "weights": _DIGEST + _digest(path, stat.st_mtime_ns, stat.st_size),
+        }
 
     def file_error(self, reason: str) -> ScorerError:
         """What is wrong with the file of weights."""
@@ -168,8 +172,12 @@ class GateScorer(Scorer):
                 f"{self.name}:FILE with the file of that digest"
             )
         path = Path(self.weights)
-        if not path.exists():
-            raise self.file_error("there is no such file: give one that is on this machine")
+        path = path / _FOLDER_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise self.file_error(
+                f"there is no such file, nor a folder with {_FOLDER_FILE}: give one that is on "
+                "this machine"
+            )
         return path
 
 
@@ -224,16 +232,8 @@ def _title(sizes: GateSizes) -> str:
     return f"{sizes.num_kv_heads} KV heads and hidden states of {sizes.hidden_size}"
 
 
-def _files(path: Path) -> list[Path]:
-    """The files that the weights are in: those of a folder, or the one."""
-    return sorted(path.glob(f"*{_SAFETENSORS}")) if path.is_dir() else [path]
-
-
 @functools.cache
-def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Of the content of files; asked often, and read once while they stay as they are."""
-    digest = hashlib.sha256()
-    for name, _, _ in stamps:
-        with open(name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _digest(path: Path, changed_ns: int, size_bytes: int) -> str:
+    """Of a file's content; asked often, and read once while the file stays as it is."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

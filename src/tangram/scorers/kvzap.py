@@ -23,7 +23,6 @@ from tangram.scorers.gates import (
 )
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
-_FOLDER_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class KVzap(GateScorer):
 
     def read_layers(self, path: Path) -> list[Mapping[str, Tensor]]:
         """The state dict, by layer."""
-        found = load_tensors(self, path / _FOLDER_FILE if path.is_dir() else path)
-        matches = (
-            [_LAYER.fullmatch(str(key)) for key in found] if isinstance(found, Mapping) else []
-        )
+        found = load_tensors(self, path)
+        names = found if isinstance(found, Mapping) else ()
+        matches = [_LAYER.fullmatch(str(name)) for name in names]
         if not matches or not all(matches):
             raise self.file_error(
                 "expected tensors layers.0.weight or layers.0.0.weight, and so on for every layer: "
@@ -79,11 +77,10 @@ class KVzapGate(Gate):
         super().__init__()
         first, last = ("0.", "2.") if "0.weight" in tensors else ("", "")
         weights = [tensors.get(f"{part}weight") for part in (first, last)]
-        if not all(isinstance(weight, Tensor) and weight.dim() == 2 for weight in weights):
+        shapes = [tuple(w.shape) for w in weights if isinstance(w, Tensor) and w.dim() == 2]
+        if len(shapes) < 2:
             raise ScorerError("expected matrices weight, or 0.weight and 2.weight")
-        (middle, hidden), (heads, width) = (
-            weight.shape for weight in weights if weight is not None
-        )
+        (middle, hidden), (heads, width) = shapes
         expected: dict[str, tuple[int, ...]] = {
             f"{last}weight": (heads, middle if first else width),
             f"{last}bias": (heads,),

@@ -36,6 +36,7 @@ def measure_budgets(
     chunk_size_tokens: int | None = None,
     window_size_tokens: int | None = None,
     n_sink_tokens: int | None = None,
+    weights: str | None = None,
     time_limit_s: float,
     max_evaluations: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
@@ -63,6 +64,7 @@ def measure_budgets(
         chunk_size_tokens: C; the profile's when absent, and so for the next two.
         window_size_tokens: W.
         n_sink_tokens: S.
+        weights: file of the scorer's gates, where it has some; the profile has but a digest of it.
         time_limit_s: seconds for all ratios together, without the start of engines. The first rule
             is measured in any case.
         max_evaluations: readings (of some samples) at each ratio, at most.
@@ -82,6 +84,9 @@ def measure_budgets(
     """
     check_samples(len(samples))
     positions = _positions(samples, later)
+    parameters = dict(profile.scorer_parameters)
+    if weights is not None:
+        parameters["weights"] = weights
     asked = [
         CompressionOptions.from_mapping(
             {
@@ -91,7 +96,7 @@ def measure_budgets(
                 "compression_window_size": _either(window_size_tokens, profile.window_size_tokens),
                 "compression_n_sink_tokens": _either(n_sink_tokens, profile.n_sink_tokens),
                 "compression_scorer": profile.scorer_name,
-                "compression_scorer_parameters": profile.scorer_parameters,
+                "compression_scorer_parameters": parameters,
             }
         )
         for ratio in sorted(set(ratios), reverse=True)

@@ -104,7 +104,7 @@ def record_profile(
         )
         for tokens, positions in readings.over(texts, "statistics", recorder):
             recorder.begin_sample(positions)
-            reader.read(tokens, recorder.add_layer)
+            reader.read(tokens, recorder.add_layer, hidden_states=scorer.stores_scores)
             recorder.finish_sample()
     finally:
         reader.close()
