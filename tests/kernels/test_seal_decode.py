@@ -178,7 +178,9 @@ def expected_base(case, layers, name, parameters):
                 window_size_tokens=g.window_size_tokens,
                 window_queries=window_queries(case, layer, request, boundary) if needs else None,
                 statistics=of_layer(case.statistics, layer) if scorer.needs_statistics else {},
-                stored_scores=gather_scores(view, request, position, g),
+                stored_scores=(
+                    gather_scores(view, request, position, g) if g.has_stored_scores else None
+                ),
             )
             scores, sinks = scorer.score(chunks), position < g.n_sink_tokens
             kept = top_rows(scores, rows, sinks)

@@ -54,7 +54,8 @@ class GateScorer(Scorer):
     """Scores that a gate made together with their tokens, and that lie beside them since.
 
     Attributes:
-        weights: file of the gates, or a folder with model.safetensors; `--compression-scorer NAME:FILE` gives it too.
+        weights: file of the gates, or a folder with model.safetensors; `--compression-scorer
+            NAME:FILE` gives it too.
     """
 
     stores_scores: ClassVar[bool] = True

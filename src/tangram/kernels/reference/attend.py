@@ -168,14 +168,13 @@ def gather_recent(view: CacheView, request: Tensor, position: Tensor, g: Geometr
     return view.recent[blocks[:, None], heads[None, :, None], (position % R)[:, None]]
 
 
-def gather_scores(view: CacheView, request: Tensor, position: Tensor, g: Geometry) -> Tensor | None:
+def gather_scores(view: CacheView, request: Tensor, position: Tensor, g: Geometry) -> Tensor:
     """Scores that lie beside raw tokens, by request and position: see `gather_recent`.
 
     Returns:
-        [n, tokens, kv_heads] float32; None of a layout without.
+        [n, tokens, kv_heads] float32.
     """
-    if view.scores is None:
-        return None
+    assert view.scores is not None, "a layout without stored scores"
     R = g.recent_block_tokens
     blocks = view.recent_table[request[:, None], position // R].long()
     return view.scores[blocks, :, position % R]

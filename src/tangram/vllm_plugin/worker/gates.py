@@ -22,8 +22,6 @@ from tangram.vllm_plugin.worker.storage import SEALED_NAME, SealedCache
 PROJECTIONS = ("qkv_proj", "query_key_value", "qkv", "wqkv", "Wqkv", "W_pack", "c_attn")
 """Names under which models of vLLM have what makes queries, keys and values of a hidden state."""
 
-_GATE = "tangram_gate"
-
 # That the op says to write the projection's result is what keeps its place: whatever reads queries,
 # keys or values comes after it, in any graph that a compiler makes. The buffer it does not tell of,
 # as vLLM's attention does not tell of the cache: a compiler would copy it.
@@ -77,7 +75,7 @@ def attach_gates(model: nn.Module, sealed: SealedCache, max_step_tokens: int) ->
         ordinal = sealed.ordinal_of(layer.layer_name)
         if ordinal is not None:
             projecting = find_projection(model, name)
-            setattr(projecting, _GATE, sealed.gates[ordinal])
+            projecting.tangram_gate = sealed.gates[ordinal]
             projecting.register_forward_hook(_make_scores, with_kwargs=True)
 
 
@@ -104,8 +102,9 @@ def find_projection(model: nn.Module, attention: str) -> nn.Module:
 
 
 def _make_scores(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
 ) -> None:
+    """Once a projection has run; part of what is compiled."""
     hidden = args[0] if args else next(iter(kwargs.values()))
     projected = output[0] if isinstance(output, tuple) else output
-    torch.ops.tangram.keep_scores(projected, getattr(module, _GATE)(hidden))
+    torch.ops.tangram.keep_scores(projected, module.tangram_gate(hidden))

@@ -61,14 +61,20 @@ def _raw_rows(step: LayerStep, chunks: SealingChunks) -> tuple[Tensor, Tensor]:
     return gather_recent(step.view, request, position, g), position
 
 
+def _stored_scores(step: LayerStep, chunks: SealingChunks, position: Tensor) -> Tensor | None:
+    """[chunks, tokens, kv_heads] float32, where scores lie beside raw tokens."""
+    if step.view.scores is None:
+        return None
+    request = torch.from_numpy(chunks.request).to(position.device)
+    return gather_scores(step.view, request, position, step.sealed.geometry)
+
+
 def _score(
     step: LayerStep, host: HostStep, chunks: SealingChunks, raw: Tensor, position: Tensor
 ) -> Tensor:
     """[chunks, tokens, kv_heads] float32."""
     sealed, g = step.sealed, step.sealed.geometry
     key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
-    request = torch.from_numpy(chunks.request).to(raw.device)
-    stored = gather_scores(step.view, request, position, g)
     window = None if step.view.ring is None else _window_queries(step, host, chunks, step.view.ring)
     return checked_scores(
         sealed.scorer,
@@ -80,7 +86,7 @@ def _score(
             window_queries=window,
             statistics=sealed.statistics(step.layer, raw.device),
             window_size_tokens=g.window_size_tokens,
-            stored_scores=stored,
+            stored_scores=_stored_scores(step, chunks, position),
         ),
     )
 
