@@ -151,11 +151,12 @@ class BlockSizes:
 
     @cached_property
     def recent_block_tokens(self) -> int:
-        """R, the longest recent block that divides C and fits into a sealed block's bytes."""
-        R = _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
-        while self.num_layers * self._recent_layer_bytes(R) > self.sealed_block_bytes and R > 1:
-            R = _largest_divisor(self.chunk_size_tokens, R - 1)
-        return R
+        """R, the longest recent block that divides C and whose rows fit into a sealed one's bytes.
+
+        Scores may go beyond: blocks of the pool that are a hundredth wider cost less than recent
+        blocks that are half as long.
+        """
+        return _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
 
     @property
     def retention_interval_tokens(self) -> int:
@@ -173,18 +174,14 @@ class BlockSizes:
         """Recent blocks before a boundary that its raw window lies in."""
         return -(-self.window_size_tokens // self.recent_block_tokens)
 
-    def _recent_layer_bytes(self, tokens: int) -> int:
-        """Bytes of one layer's part of a recent block of so many tokens."""
-        rows = tokens * self.num_kv_heads
+    @property
+    def recent_layer_bytes(self) -> int:
+        """Bytes of one layer's part of a recent block: rows, and the scores behind them."""
+        rows = self.recent_block_tokens * self.num_kv_heads
         if self.has_stored_scores:
             # Whole rows, so that those of the next layer begin where kernels expect rows.
             rows += -(-rows * SCORE_BYTES // self.row_bytes)
         return rows * self.row_bytes
-
-    @property
-    def recent_layer_bytes(self) -> int:
-        """Bytes of one layer's part of a recent block: rows, and the scores behind them."""
-        return self._recent_layer_bytes(self.recent_block_tokens)
 
     @property
     def recent_block_bytes(self) -> int:

@@ -21,7 +21,8 @@ from tangram.scorers.base import Chunks, Scorer
 
 _SAFETENSORS = ".safetensors"
 _FOLDER_FILE = "model.safetensors"
-_DIGEST = "sha256:"
+DIGEST = "sha256:"
+"""What the digest begins with by which a profile knows weights."""
 
 
 class GateSizes(NamedTuple):
@@ -152,7 +153,7 @@ class GateScorer(Scorer):
         stat = path.stat()
         return {
             **self.parameters(),
-            "weights": _DIGEST + _digest(path, stat.st_mtime_ns, stat.st_size),
+            "weights": DIGEST + _digest(path, stat.st_mtime_ns, stat.st_size),
         }
 
     def file_error(self, reason: str) -> ScorerError:
@@ -167,7 +168,7 @@ class GateScorer(Scorer):
                 f"--compression-scorer {self.name} needs the weights of its gates: give "
                 f"--compression-scorer {self.name}:FILE"
             )
-        if self.weights.startswith(_DIGEST):
+        if self.weights.startswith(DIGEST):
             raise self.file_error(
                 f"this is what a profile knows a file by: give --compression-scorer "
                 f"{self.name}:FILE with the file of that digest"

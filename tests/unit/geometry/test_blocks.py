@@ -33,16 +33,17 @@ def test_the_recent_block_is_the_longest_that_fits(g):
     C, R = g.chunk_size_tokens, g.recent_block_tokens
     assert C % R == 0
     assert g.recent_block_bytes == recent_bytes(g, R) == g.num_layers * g.recent_layer_bytes
-    assert g.recent_block_bytes <= g.sealed_block_bytes or R == 1
+    assert R * g.token_bytes <= g.sealed_block_bytes
     longer = [r for r in range(R + 1, C + 1) if C % r == 0]
-    assert all(recent_bytes(g, r) > g.sealed_block_bytes for r in longer)
+    assert all(r * g.token_bytes > g.sealed_block_bytes for r in longer)
 
 
 @given(geometries())
 def test_scores_change_nothing_of_a_layout_but_its_recent_blocks(g):
     without = replace(g, has_stored_scores=False)
     assert without.recent_block_bytes == without.recent_block_tokens * g.token_bytes
-    for size in ("sealed_block_bytes", "page_offsets", "token_bytes", "ring_block_tokens"):
+    same = "sealed_block_bytes page_offsets token_bytes ring_block_tokens recent_block_tokens"
+    for size in same.split():
         assert getattr(g, size) == getattr(without, size)
     assert "has_stored_scores" not in without.to_json()
 
@@ -52,8 +53,11 @@ def test_scores_take_four_bytes_a_token_layer_and_head():
     heads = HeadGroups.from_lists([[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2, [[4, 4]] * 2)
     g = Geometry(heads, 32, 128, 2, 256, 32, 4, has_stored_scores=True)
     R = g.recent_block_tokens
-    assert R == 32 and replace(g, has_stored_scores=False).recent_block_tokens == 64
-    assert g.recent_layer_bytes == R * 8 * (512 + 4)
+    assert R == 64 and g.recent_layer_bytes == 64 * 8 * (512 + 4)
+    assert g.block_bytes == g.recent_block_bytes == g.sealed_block_bytes * 129 // 128
+    roomy = HeadGroups.from_lists([[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2, [[4, 5]] * 2)
+    roomy = replace(g, head_groups=roomy)
+    assert roomy.recent_block_tokens == 64 and roomy.block_bytes == roomy.sealed_block_bytes
 
 
 @given(geometries())
@@ -69,8 +73,9 @@ def test_the_query_ring_holds_the_window(g):
 @given(geometries())
 def test_a_block_is_as_wide_as_a_sealed_one_unless_one_query_is_wider(g):
     one_query = g.query_bytes if g.has_query_ring else 0
-    one_token = recent_bytes(g, 1) if g.recent_block_tokens == 1 else 0
-    assert g.block_bytes == max(g.sealed_block_bytes, one_query, one_token)
+    raw = recent_bytes(g, g.recent_block_tokens)
+    assert g.has_stored_scores or raw <= g.sealed_block_bytes
+    assert g.block_bytes == max(g.sealed_block_bytes, one_query, raw)
 
 
 @given(geometries(), st.data())
