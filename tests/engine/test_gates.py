@@ -85,7 +85,7 @@ def test_preempted_requests_make_their_scores_again(scorer):
         max_model_len=800,
         max_num_seqs=16,
         async_scheduling=False,
-        num_gpu_blocks_override=40,
+        num_gpu_blocks_override=50,
     ) as llm:
         scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         preempt, preempted = scheduler._preempt_request, []
@@ -95,8 +95,8 @@ def test_preempted_requests_make_their_scores_again(scorer):
             return preempt(request, *args, **kwargs)
 
         scheduler._preempt_request = noted
-        prompts = [noise(seed, 90 + 40 * (seed % 3)) for seed in range(20, 29)]
-        check(llm, prompts, max_tokens=120, prompt_logprobs=False)
+        prompts = [noise(seed, 90 + 40 * (seed % 3)) for seed in range(20, 32)]
+        check(llm, prompts, max_tokens=160, prompt_logprobs=False)
         assert preempted, "the pool was large enough for all"
 
 
@@ -106,7 +106,10 @@ def test_blocks_are_as_large_as_the_layout_says(scorer):
     ) as llm:
         (status,) = llm.collective_rpc("tangram_status")
         g = sealed_cache(llm).geometry
-    assert g.has_stored_scores and status["block_bytes"] == g.block_bytes
+        core = llm.llm_engine.engine_core.engine_core
+        groups = core.scheduler.kv_cache_config.kv_cache_groups
+    assert g.has_stored_scores and status["block_bytes"] == g.block_bytes > g.sealed_block_bytes
+    assert [len(group.layer_names) for group in groups] == [1, g.num_layers]
 
 
 def test_a_file_that_changes_under_an_engine_is_refused(tmp_path, monkeypatch):

@@ -66,9 +66,9 @@ def _page_sizes() -> str | None:
     expected = [layout.sealed_block_bytes, layout.recent_block_bytes]
     expected.append(layout.ring_block_tokens * layout.query_bytes)
     scored = replace(layout, has_stored_scores=True)
-    raw = RecentSpec.of(scored.block_shape, torch.float16)
-    found.append(raw.page_size_bytes * layout.num_layers)
-    expected.append(scored.recent_block_bytes)
+    wide, raw = (s.of(scored.block_shape, torch.float16) for s in (SealedSpec, RecentSpec))
+    found += [wide.page_size_bytes, raw.page_size_bytes * layout.num_layers]
+    expected += [scored.block_bytes, scored.recent_block_bytes]
     return None if found == expected else f"gives {found} bytes, expected {expected}"
 
 

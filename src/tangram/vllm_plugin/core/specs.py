@@ -8,7 +8,7 @@ ring     circular buffer   queries of the observation window      with the reque
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -49,6 +49,18 @@ class SealedSpec(_WithShape, FullAttentionSpec):
     """One block is one sealed chunk of all layers: `rows_per_block` rows [K | V]."""
 
     shape: BlockShape
+
+    @classmethod
+    def of(cls, shape: BlockShape, dtype: Any) -> Any:
+        """The spec of a block, as wide as a recent one where scores widen that.
+
+        Raw tokens of all layers are then one group: vLLM would deal them to several rather than let
+        them widen a block.
+        """
+        spec = super().of(shape, dtype)
+        return (
+            replace(spec, page_size_padded=shape.block_bytes) if shape.has_stored_scores else spec
+        )
 
     def get_num_kernel_states(self, kernel_block_size: int) -> int:
         """Rows of a block, which is never split."""
