@@ -122,6 +122,7 @@ def check_options(arguments: Sequence[str]) -> None:
         # What a profile that is not there yet will have to say is left to the server.
         options = without_profile(options)
     if identity := _checked_identity(arguments, engine):
+        scorer.check_model(identity.num_layers, identity.hidden_size, identity.num_kv_heads)
         make_plan(options, identity, itemsize_bytes=2)
     elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
