@@ -115,7 +115,8 @@ class Shape(NamedTuple):
 
 def store(shape: Shape) -> None:
     sizes = dict(tokens=5, heads=2 * shape.page_group_size, head_size=shape.head_size, R=16)
-    test_store.run("cpu", shape.dtype, **sizes)
+    for scores in (False, True):
+        test_store.run("cpu", shape.dtype, scores=scores, **sizes)
 
 
 def store_queries(shape: Shape) -> None:
