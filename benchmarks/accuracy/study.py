@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tangram.budgets import measured_entries, with_entry
 from tangram.profile import Profile
-from tangram.scorers import scorer_names
+from tangram.scorers import get_scorer, scorer_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = {256: (0.5, 0.25, 0.1), 512: (0.25, 0.1, 0.05)}
@@ -115,7 +115,9 @@ def main() -> int:
     parser.add_argument("part", choices=[*parts, "merge"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument(
-        "--scorers", type=lambda text: text.split(","), default=scorer_names(third_party=False)
+        "--scorers",
+        type=lambda text: text.split(","),
+        default=[n for n in scorer_names(third_party=False) if not get_scorer(n).stores_scores],
     )
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--measure-samples", type=int, default=18)

@@ -38,6 +38,8 @@ from tangram.scorers.select import top_rows
 LAYERS, HEADS, QUERY_HEADS, D, C, W = 36, 8, 32, 128, 256, 32
 SCALE = D**-0.5
 REPLAYS = 30
+SCORERS = [name for name in KERNEL_SCORERS if not get_scorer(name).stores_scores]
+"""Of scores that lie beside their rows there is nothing to compute."""
 
 
 @dataclass
@@ -106,8 +108,7 @@ def for_kernel(profile: dict[str, Tensor], geometry: Geometry) -> dict[str, Seal
     """Every scorer as launches are given it, for chunks 0 to 3, by name."""
     arrays = {name: array.numpy() for name, array in profile.items()}
     return {
-        name: SealScorer.of(get_scorer(name), arrays, geometry, 4 * C, "cuda")
-        for name in KERNEL_SCORERS
+        name: SealScorer.of(get_scorer(name), arrays, geometry, 4 * C, "cuda") for name in SCORERS
     }
 
 
@@ -289,7 +290,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scorers", nargs="+", default=list(KERNEL_SCORERS))
+    parser.add_argument("--scorers", nargs="+", default=SCORERS)
     args = parser.parse_args()
     import triton
 

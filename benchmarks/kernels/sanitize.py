@@ -29,7 +29,6 @@ import triton.language as tl
 
 from tangram.kernels.prefill import Blocks
 from tangram.kernels.seal_decode import KERNEL_SCORERS
-from tangram.scorers import get_scorer
 from tests.kernels import (
     test_decode,
     test_flash,
@@ -38,7 +37,7 @@ from tests.kernels import (
     test_store,
     test_store_queries,
 )
-from tests.kernels.inputs import TOLERANCE, make_geometry
+from tests.kernels.inputs import TOLERANCE, make_geometry, needs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ERROR_CODE = 99
@@ -150,8 +149,8 @@ def _prefill_case(shape: Shape) -> tuple[test_prefill.Case, Blocks | None]:
 
 
 def _seal(shape: Shape, scorer: str) -> None:
-    ring = get_scorer(scorer).needs_window_queries
-    geometry = make_geometry([[1, 4], [4, 2]], num_kv_heads=2, has_query_ring=ring, **_sizes(shape))
+    sizes = {**_sizes(shape), **needs_of(scorer)}
+    geometry = make_geometry([[1, 4], [4, 2]], num_kv_heads=2, **sizes)
     case = test_seal_decode.make_case(geometry, [64, 128, 70], dtype=shape.dtype, seed=1)
     # All layers at once, as decode does; or one, with the step's own queries, as prefill does.
     layers = [0, 1] if shape.queries_per_kv_head > 1 else [0]

@@ -28,6 +28,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from tangram.geometry import HeadGroups
 from tangram.scorers.base import Chunks, Scorer
+from tangram.scorers.gates import GateSizes
 
 QUERIES_AT_ONCE = 1024
 """Queries whose mask and weights are held at a time; it bounds memory and changes no result."""
@@ -105,6 +106,12 @@ class Oracle:
         for module in layers:
             assert getattr(module, "sliding_window", None) is None, "a layer has a sliding window"
             module.oracle = self
+            module.register_forward_pre_hook(_note_hidden_states, with_kwargs=True)
+        self.gates: Any = None
+        if scorer is not None and scorer.stores_scores:
+            sizes = self.model.config.hidden_size, head_groups.num_kv_heads
+            self.gates = scorer.gates(torch.float32, "cpu", len(layers), GateSizes(*sizes))
+        self.hidden_states: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def logprobs(self, token_ids: Sequence[int]) -> Tensor:
@@ -151,6 +158,7 @@ class Oracle:
         groups = zip(self.head_groups.heads[layer], self.head_groups.pages[layer], strict=True)
         rows_of_head = {head: pages * self.P for heads, pages in groups for head in heads}
 
+        made = self.gates and self.gates[layer](self.hidden_states[layer])
         j = 0
         while (j + 1) * self.C <= num_tokens:
             boundary = (j + 1) * self.C
@@ -163,6 +171,7 @@ class Oracle:
                 window_size_tokens=self.W,
                 window_queries=query[stop:boundary] if self.scorer.needs_window_queries else None,
                 statistics=self.statistics[layer] if self.statistics is not None else {},
+                stored_scores=None if made is None else made[start:stop],
             )
             scores = self.scorer.score(chunks)
             assert scores.shape == (stop - start, num_heads) and scores.dtype == torch.float32
@@ -217,6 +226,12 @@ class Oracle:
                     weights = logits.masked_fill_(hidden, -math.inf).softmax(dim=-1)
                     out[query_head, queries] = weights @ value[head]
         return out
+
+
+def _note_hidden_states(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """What enters the attention block is what a gate makes its scores of."""
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    module.oracle.hidden_states[module.layer_idx] = hidden[0]
 
 
 def _attention(

@@ -39,7 +39,6 @@ from tangram.kernels.seal_decode import KERNEL_SCORERS, SealTables
 from tangram.kernels.seal_decode import kernel as seal_kernel
 from tangram.kernels.served import DTYPES
 from tangram.kernels.sizes import HEAD_SIZES, shared_bytes
-from tangram.scorers import get_scorer
 from tests.kernels import (
     test_decode,
     test_extend,
@@ -48,7 +47,7 @@ from tests.kernels import (
     test_store,
     test_store_queries,
 )
-from tests.kernels.inputs import make_geometry
+from tests.kernels.inputs import make_geometry, needs_of
 
 SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 """Most that a block of threads can have, by compute capability: CUDA's programming guide."""
@@ -116,7 +115,8 @@ class Shape(NamedTuple):
 
 def store(shape: Shape) -> None:
     sizes = dict(tokens=5, heads=2 * shape.page_group_size, head_size=shape.head_size, R=16)
-    test_store.run("cpu", shape.dtype, **sizes)
+    for scores in (False, True):
+        test_store.run("cpu", shape.dtype, scores=scores, **sizes)
 
 
 def store_queries(shape: Shape) -> None:
@@ -190,20 +190,22 @@ def nothing_seen(*, q: Tensor, out: Tensor, **others: Any) -> tuple[Tensor, Tens
 
 def seal(shape: Shape, scorer: str, of_step: bool = False) -> None:
     """All layers at once, as decode does; or one, with the step's own queries, as prefill does."""
-    ring = get_scorer(scorer).needs_window_queries
-    geometry = make_geometry(
-        [[1, 4], [4, 2]], dtype=shape.dtype, has_query_ring=ring, **shape.layout()
-    )
+    needs = needs_of(scorer)
+    geometry = make_geometry([[1, 4], [4, 2]], dtype=shape.dtype, **needs, **shape.layout())
     case = test_seal_decode.make_case(geometry, [shape.chunk_size_tokens, 70], dtype=shape.dtype)
     layers = [0] if of_step else [0, 1]
     caches = test_seal_decode.recent_caches(case, case.base)[: len(layers)]
     tables = SealTables.of(geometry, layers, caches)
     seal_kernel.seal_decode(
-        dataclasses.replace(tables, recent_cache=on_gpu(tables.recent_cache)),
+        dataclasses.replace(
+            tables,
+            recent_cache=on_gpu(tables.recent_cache),
+            scores=None if tables.scores is None else on_gpu(tables.scores),
+        ),
         view_on_gpu(test_seal_decode.view_of(case, case.base)),
         scorer=test_seal_decode.seal_scorer(case, scorer, {}, "cpu"),
         softmax_scale=0.1,
-        query=on_gpu(case.query) if of_step and ring else None,
+        query=on_gpu(case.query) if of_step and needs["has_query_ring"] else None,
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry, HeadGroups
-from tangram.kernels.cache_view import CacheView
+from tangram.kernels.cache_view import CacheView, recent_scores
+from tangram.scorers import get_scorer
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Largest norm of the difference over the norm of the reference, by type; the same everywhere."""
@@ -31,6 +32,7 @@ def make_geometry(
     window_size_tokens: int = 16,
     n_sink_tokens: int = 4,
     has_query_ring: bool = False,
+    has_stored_scores: bool = False,
 ) -> Geometry:
     """A layout with `pages` [layers][groups]; heads are dealt to groups out of order."""
     size = num_kv_heads // len(pages[0])
@@ -50,7 +52,14 @@ def make_geometry(
         window_size_tokens=window_size_tokens,
         n_sink_tokens=n_sink_tokens,
         has_query_ring=has_query_ring,
+        has_stored_scores=has_stored_scores,
     )
+
+
+def needs_of(scorer: str) -> dict[str, bool]:
+    """What `make_geometry` must be told for a scorer."""
+    made = get_scorer(scorer)
+    return {"has_query_ring": made.needs_window_queries, "has_stored_scores": made.stores_scores}
 
 
 @dataclass
@@ -93,6 +102,7 @@ class Pool:
             seq_lens=lens,
             ring=ring,
             ring_table=ring_table,
+            scores=recent_scores(self.recent_cache) if self.geometry.has_stored_scores else None,
         )
         to = self.sealed_cache.device if device is None else device
         return CacheView(*(None if tensor is None else tensor.to(to) for tensor in view))
@@ -141,8 +151,9 @@ def make_pool(
     sealed_cache = pool[:, : g.rows_per_block * g.row_elements].unflatten(
         1, (g.pages_per_block, g.page_group_size, g.page_size_rows, g.row_elements)
     )
-    page = g.num_kv_heads * g.recent_block_tokens * g.row_elements
-    recent_cache = pool[:, layer * page : (layer + 1) * page].unflatten(
+    page = g.recent_layer_bytes // g.itemsize_bytes
+    rows = g.num_kv_heads * g.recent_block_tokens * g.row_elements
+    recent_cache = pool[:, layer * page : layer * page + rows].unflatten(
         1, (g.num_kv_heads, g.recent_block_tokens, g.row_elements)
     )
     R = g.recent_block_tokens
@@ -174,6 +185,10 @@ def make_pool(
             low, high = max(first, index * R), min(n, (index + 1) * R)
             rows = result.random(g.num_kv_heads, high - low, g.row_elements)
             recent_cache[block, :, low - index * R : high - index * R] = rows
+            if g.has_stored_scores:
+                scores = torch.randn(rows.shape[:2], generator=generator, device=device)
+                beside = recent_scores(recent_cache)
+                beside[block, :, low - index * R : high - index * R] = scores
     return result
 
 

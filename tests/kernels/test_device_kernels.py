@@ -13,7 +13,7 @@ from tangram.vllm_plugin.worker.runners import step as step_module
 from tangram.vllm_plugin.worker.runners.device import DeviceKernels
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 from tests.kernels import test_seal_decode as sealing
-from tests.kernels.inputs import TOLERANCE, make_geometry, relative_error
+from tests.kernels.inputs import TOLERANCE, make_geometry, needs_of, relative_error
 from tests.kernels.paged_attention import paged_attention
 
 SMALL_STEP = ["decode_attention", "extend_attention"]
@@ -33,8 +33,9 @@ def few_processors(kernel_device, monkeypatch):
 def launches(monkeypatch):
     """Names of what a step runs, in order; everything runs nevertheless."""
     names = []
-    of_device = ("store", "seal_decode", "prefill_attention", "decode_attention")
-    places = [(device_module, name) for name in of_device] + [(step_module, "store_queries")]
+    of_device = ("seal_decode", "prefill_attention", "decode_attention")
+    places = [(device_module, name) for name in of_device]
+    places += [(step_module, name) for name in ("store", "store_queries")]
     of_small_steps = ("cut", "extend_attention", "decode_attention")
     places += [(small_steps_module, name) for name in of_small_steps]
     for module, name in places:
@@ -109,16 +110,17 @@ class Worker:
                     sealed=self.sealed,
                     host=host,
                     is_decode=is_decode,
+                    scores=query[:, : g.num_kv_heads, 0].float() if g.has_stored_scores else None,
                 )
             )
         return torch.stack(outs)
 
 
-@pytest.mark.parametrize("name", ["key_diff", "snap_kv"])
+@pytest.mark.parametrize("name", ["key_diff", "snap_kv", "fastkvzip"])
 def test_a_small_step_is_the_same_whether_the_device_cuts_it_or_the_host(few_processors, name):
     """Sealed bits and ring too; a decode stands behind a prompt, and rows are padded."""
     dtype, scorer = torch.float16, get_scorer(name)
-    g = make_geometry([[1, 2], [3, 1]], dtype=dtype, has_query_ring=scorer.needs_window_queries)
+    g = make_geometry([[1, 2], [3, 1]], dtype=dtype, **needs_of(name))
     workers = [
         Worker(
             sealing.make_case(
@@ -177,12 +179,12 @@ def test_a_decode_step_seals_by_the_statistics_of_queries(few_processors, swappe
     assert not torch.equal(sealing.bits(expected), sealing.bits(case.base))
 
 
-@pytest.mark.parametrize("name", ["key_diff", "snap_kv", "expected_attention"])
+@pytest.mark.parametrize("name", ["key_diff", "snap_kv", "expected_attention", "kvzap"])
 def test_the_warm_up_runs_a_prompt_once_and_touches_the_null_block_alone(
     few_processors, launches, name
 ):
     dtype, scorer = torch.float16, get_scorer(name)
-    g = make_geometry([[1, 2]], dtype=dtype, has_query_ring=scorer.needs_window_queries)
+    g = make_geometry([[1, 2]], dtype=dtype, **needs_of(name))
     worker = Worker(sealing.make_case(g, [64, 70], dtype=dtype), scorer, few_processors)
     worker.base[0] = 0  # as caches are when vLLM makes them
     rings = [] if worker.ring is None else [worker.ring.queries]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tangram.kernels.cache_view import CacheView
+from tangram.kernels.cache_view import CacheView, recent_scores
+from tangram.kernels.reference.attend import gather_scores
 from tangram.kernels.seal_decode import (
     KERNEL_SCORERS,
     QueryMoments,
@@ -19,7 +20,7 @@ from tangram.scorers import get_scorer, scorer_names
 from tangram.scorers.base import Chunks
 from tangram.scorers.expected_attention import average_rotation
 from tangram.scorers.select import SCORE_BITS, score_ranks, top_rows
-from tests.kernels.inputs import make_geometry, make_pool
+from tests.kernels.inputs import make_geometry, make_pool, needs_of
 
 NOISE = {
     "streaming_llm": 0.0,
@@ -29,6 +30,8 @@ NOISE = {
     "learned": 1e-5,
     "snap_kv": 1e-5,
     "tova": 1e-5,
+    "fastkvzip": 0.0,
+    "kvzap": 0.0,
 }
 """How far a score may be off, in shares of itself; closer calls are not in the tests."""
 
@@ -56,7 +59,7 @@ def in_base(view, base, offset=0):
 
 def recent_caches(case, base):
     g, first = case.pool.geometry, case.pool.recent_cache
-    page = g.num_kv_heads * g.recent_block_tokens * g.row_elements
+    page = g.recent_layer_bytes // g.itemsize_bytes
     return [in_base(first, base, layer * page) for layer in range(g.num_layers)]
 
 
@@ -76,6 +79,12 @@ def make_case(
     first, *others = recent_caches(Case(pool, *[None] * 7), base)
     for cache in others:
         cache.copy_(torch.where(first.isnan(), first, pool.random(*first.shape)))
+        if g.has_stored_scores:
+            raw = torch.zeros(len(first), 1, 1, dtype=torch.bool)
+            raw[pool.recent_table.long()] = True
+            is_token = raw & ~first[..., 0].isnan()
+            fresh = torch.randn(int(is_token.sum()), generator=pool.generator)
+            recent_scores(cache)[is_token] = fresh
     step_tokens = step_tokens or [1] * len(num_tokens)
     starts = torch.tensor([0, *step_tokens, *[0] * padding]).cumsum(0).to(torch.int32)
     lens = torch.tensor([*num_tokens, *[0] * padding], dtype=torch.int32)
@@ -166,8 +175,9 @@ def expected_base(case, layers, name, parameters):
     g, scorer = pool.geometry, get_scorer(name, **parameters)
 
     for layer in layers:
+        view = view_of(case, base).of_layer(recent_caches(case, base)[layer])
 
-        def choose(request, position, raw, rows, layer=layer):
+        def choose(request, position, raw, rows, layer=layer, view=view):
             key, value = raw.transpose(1, 2).split(g.head_size, dim=-1)
             boundary = int(position[0, -1]) + 1 + g.window_size_tokens
             needs = scorer.needs_window_queries
@@ -179,13 +189,15 @@ def expected_base(case, layers, name, parameters):
                 window_size_tokens=g.window_size_tokens,
                 window_queries=window_queries(case, layer, request, boundary) if needs else None,
                 statistics=of_layer(case.statistics, layer) if scorer.needs_statistics else {},
+                stored_scores=(
+                    gather_scores(view, request, position, g) if g.has_stored_scores else None
+                ),
             )
             scores, sinks = scorer.score(chunks), position < g.n_sink_tokens
             kept = top_rows(scores, rows, sinks)
             assert_no_close_call(scores, sinks, kept, name)
             return kept
 
-        view = view_of(case, base).of_layer(recent_caches(case, base)[layer])
         reference.seal_decode(view, geometry=g, layer=layer, choose=choose)
     return base
 
@@ -228,15 +240,17 @@ def sealed_base(case, device, layers, name, parameters):
 def view_of(case, base):
     """The cache in `base`, and everything else on its device; raw tokens of layer 0."""
     pool = case.pool
+    recent = in_base(pool.recent_cache, base)
     view = CacheView(
         sealed=in_base(pool.sealed_cache, base),
         sealed_table=pool.sealed_table,
-        recent=in_base(pool.recent_cache, base),
+        recent=recent,
         recent_table=pool.recent_table,
         query_start=case.query_start,
         seq_lens=case.seq_lens,
         ring=case.ring,
         ring_table=case.ring_table,
+        scores=recent_scores(recent) if pool.geometry.has_stored_scores else None,
     )
     return CacheView(*(None if tensor is None else tensor.to(base.device) for tensor in view))
 
@@ -281,10 +295,10 @@ GEOMETRIES = {
 
 
 def geometry_of(name, scorer, dtype=torch.float32):
-    ring = get_scorer(scorer).needs_window_queries
-    if ring and name == "no window":
+    needs = needs_of(scorer)
+    if needs["has_query_ring"] and name == "no window":
         pytest.skip("the scorer needs a window")
-    return make_geometry(**GEOMETRIES[name], dtype=dtype, has_query_ring=ring)
+    return make_geometry(**GEOMETRIES[name], dtype=dtype, **needs)
 
 
 @pytest.mark.parametrize("scorer", KERNEL_SCORERS)
@@ -440,7 +454,7 @@ def test_long_chunks(kernel_device, chunk, head_size, scorer):
     g = make_geometry(
         [[1, chunk // 16], [9, 40]], num_kv_heads=2, head_size=head_size, dtype=torch.bfloat16,
         chunk_size_tokens=chunk, window_size_tokens=64,
-        has_query_ring=get_scorer(scorer).needs_window_queries,
+        **needs_of(scorer),
     )  # fmt: skip
     case = make_case(g, [chunk, 2 * chunk, chunk + 1], dtype=torch.bfloat16, seed=33)
     assert check(case, kernel_device, [0, 1], scorer) > 0

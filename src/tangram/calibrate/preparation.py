@@ -144,6 +144,7 @@ def prepare(
     options.scorer.check_inputs(
         layout.window_size_tokens, (QUERY_MEAN, QUERY_COVARIANCE, ROW_WEIGHTS, ROPE_FREQUENCIES)
     )
+    options.scorer.check_model(identity.num_layers, identity.hidden_size, identity.num_kv_heads)
     check_output("--out", args.out, args.data)
     name, tokenizer_options = tokenizer_arguments(given_engine, model)
     tokenizer = load_tokenizer(name, **tokenizer_options)

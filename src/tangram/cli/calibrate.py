@@ -166,6 +166,7 @@ def _measure(
         later=[sample.measured_positions(profiles[0].chunk_size_tokens) for sample in plan.held],
         ratios=plan.ratios,
         page_group_size=plan.options.page_group_size,
+        weights=(plan.options.compression_scorer_parameters or {}).get("weights"),
         time_limit_s=plan.measure_time_s,
         progress=tell,
         found=lambda each: best(each).save(plan.unmeasured),

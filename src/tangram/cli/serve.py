@@ -116,18 +116,20 @@ def check_options(arguments: Sequence[str]) -> None:
     )
     add_flags(parser)
     options = compression_options(parser.parse_known_args(_spelled(arguments))[0])
+    named = options.scorer
     asked = (options.compression_profile or AUTO_PROFILE).lower()
     if asked == AUTO_PROFILE:
         calibrate_arguments()
         # What a profile that is not there yet will have to say is left to the server.
         options = without_profile(options)
     if identity := _checked_identity(arguments, engine):
+        named.check_model(identity.num_layers, identity.hidden_size, identity.num_kv_heads)
         make_plan(options, identity, itemsize_bytes=2)
     elif asked not in (AUTO_PROFILE, NO_PROFILE):
         profile = Profile.load(str(options.compression_profile))
         scorer = options.with_scorer_of(profile).scorer
         profile.check(
-            model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
+            model=profile.model, scorer_name=scorer.name, scorer_parameters=scorer.identity()
         )
 
 

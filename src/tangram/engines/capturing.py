@@ -18,11 +18,13 @@ from tangram.engines.process import free_memory, in_this_process
 from tangram.errors import UnsupportedError
 from tangram.geometry import LayerMap
 from tangram.profile import ModelIdentity
+from tangram.vllm_plugin.worker.gates import find_projection
 
-OnLayer = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+OnLayer = Callable[..., None]
 """(ordinal of the layer, queries, keys, values, norms), queries [tokens, query_heads, head_size]
 and keys after RoPE, keys and values [tokens, kv_heads, head_size], norms of the residual stream
-[tokens]."""
+[tokens]; and, where they are asked for, the hidden states that entered the projection to all three,
+[tokens, hidden_size]."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class FullKVEngine:
         }
         chosen = LayerMap(tuple(sorted(named))) if layers is None else layers
         found = [named[layer] for layer in chosen.compressed]
+        self._names = [name for name, _ in found]
         self._attention = {ordinal: module for ordinal, (_, module) in enumerate(found)}
         self._decoders: list[Any] = [
             self._model.get_submodule(name.partition(".self_attn.")[0]) for name, _ in found
@@ -93,13 +96,22 @@ class FullKVEngine:
             output_projections=[_weight(d.self_attn.o_proj) for d in self._decoders],
         )
 
-    def read(self, tokens: Sequence[int], on_layer: OnLayer) -> None:
+    def read(
+        self, tokens: Sequence[int], on_layer: OnLayer, *, hidden_states: bool = False
+    ) -> None:
         """Read one text; `on_layer` is called for every layer, in order.
 
+        Args:
+            tokens: of the text.
+            on_layer: see `OnLayer`.
+            hidden_states: whether it is given them.
+
         Raises:
-            UnsupportedError: layers of the model do not call their attention as a module.
+            UnsupportedError: layers of the model do not call their attention as a module, or what
+                they project hidden states with is not found.
         """
         norms: list[Tensor] = []
+        projected: list[Tensor] = []
         seen: set[int] = set()
 
         def before_decoder(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -113,12 +125,20 @@ class FullKVEngine:
                 states.view(len(tokens), -1, module.head_size) for states in args[:3]
             )
             seen.add(layer)
-            on_layer(layer, query, key, value, norms[-1])
+            on_layer(layer, query, key, value, norms[-1], *projected[-1:])
+
+        def before_projection(module: nn.Module, args: Any, kwargs: Any) -> None:
+            projected.append(args[0] if args else next(iter(kwargs.values())))
 
         handles = [
             decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
             for decoder in self._decoders
         ]
+        for name in self._names if hidden_states else ():
+            projection = find_projection(self._model, name)
+            handles.append(
+                projection.register_forward_pre_hook(before_projection, with_kwargs=True)
+            )
         for index, module in self._attention.items():
             handles.append(
                 module.register_forward_pre_hook(

@@ -33,6 +33,9 @@ class BlockCount(NamedTuple):
         return sum(self)
 
 
+SCORE_BYTES = 4
+"""Bytes of a score that lies beside its token, a float32."""
+
 RETENTION_TOKENS = 4096
 """Wanted distance of the boundaries inside a prompt at which others may resume it."""
 
@@ -78,6 +81,7 @@ class BlockSizes:
     page_group_size: int
     pages_per_block: int
     has_query_ring: bool
+    has_stored_scores: bool
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -147,7 +151,11 @@ class BlockSizes:
 
     @cached_property
     def recent_block_tokens(self) -> int:
-        """R, the longest recent block that divides C and fits into a sealed block's bytes."""
+        """R, the longest recent block that divides C and whose rows fit into a sealed one's bytes.
+
+        Scores may go beyond: blocks of the pool that are a hundredth wider cost less than recent
+        blocks that are half as long.
+        """
         return _largest_divisor(self.chunk_size_tokens, self.sealed_block_bytes // self.token_bytes)
 
     @property
@@ -167,9 +175,18 @@ class BlockSizes:
         return -(-self.window_size_tokens // self.recent_block_tokens)
 
     @property
+    def recent_layer_bytes(self) -> int:
+        """Bytes of one layer's part of a recent block: rows, and the scores behind them."""
+        rows = self.recent_block_tokens * self.num_kv_heads
+        if self.has_stored_scores:
+            # Whole rows, so that those of the next layer begin where kernels expect rows.
+            rows += -(-rows * SCORE_BYTES // self.row_bytes)
+        return rows * self.row_bytes
+
+    @property
     def recent_block_bytes(self) -> int:
         """Bytes of one recent block of all layers."""
-        return self.recent_block_tokens * self.token_bytes
+        return self.num_layers * self.recent_layer_bytes
 
     @property
     def query_bytes(self) -> int:
@@ -260,6 +277,7 @@ class BlockShape(BlockSizes):
         page_group_size: H_p.
         pages_per_block: pages of all groups of all layers.
         has_query_ring: whether the last W queries of every running request are kept.
+        has_stored_scores: whether raw tokens have their scores beside them.
     """
 
     num_layers: int
@@ -273,3 +291,4 @@ class BlockShape(BlockSizes):
     page_group_size: int
     pages_per_block: int
     has_query_ring: bool
+    has_stored_scores: bool

@@ -9,7 +9,9 @@ at 0; it is sealed once the first (j+1)C tokens have been computed. A query at p
 
 A sealed block holds, for every head group of every layer, `pages` pages at a fixed offset. A page
 is [heads of the group, P rows, K | V]. A recent block holds R raw tokens of all heads of all layers
-and is as long as fits into a sealed block's bytes, because both are drawn from one pool.
+and is as long as fits into a sealed block's bytes, because both are drawn from one pool. Where
+scores are made with their tokens, a layer's part is [heads, R rows, K | V], then [heads, R] float32
+scores, filled up to whole rows.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Geometry(BlockSizes):
         n_sink_tokens: S, tokens at the start that are always among chunk 0's rows.
         page_size_rows: P.
         has_query_ring: whether the last W queries of every running request are kept.
+        has_stored_scores: whether raw tokens have their scores beside them.
 
     Raises:
         ConfigurationError: sizes that do not fit each other; the message names the option.
@@ -54,6 +57,7 @@ class Geometry(BlockSizes):
     n_sink_tokens: int
     page_size_rows: int = 16
     has_query_ring: bool = False
+    has_stored_scores: bool = False
 
     def __post_init__(self) -> None:
         check_chunk(
@@ -181,6 +185,8 @@ class Geometry(BlockSizes):
         plain = asdict(self)
         heads, pages = self.head_groups.to_lists()
         plain["head_groups"] = {"heads": heads, "pages": pages}
+        if not self.has_stored_scores:  # so that other layouts keep their digest
+            del plain["has_stored_scores"]
         return plain
 
     @classmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class CacheView(NamedTuple):
-    """The cache of one layer in one step. All but `recent` is the same for every layer.
+    """The cache of one layer in one step. All but `recent` and `scores` is every layer's.
 
     Tables may have more rows and columns than a step has requests and blocks; what lies beyond is
     not read.
@@ -25,6 +26,8 @@ class CacheView(NamedTuple):
         ring: [blocks, ring_block_tokens, layers, query_heads, head_size], the last W queries of all
             layers, position p at slot p % W; None for scorers that do not look at queries.
         ring_table: [requests, ring blocks] int32; slot s lies in block `s // ring_block_tokens`.
+        scores: [blocks, kv_heads, R] float32, beside the raw tokens (`recent_scores`); None for
+            scorers whose scores are not made with their tokens.
     """
 
     sealed: Tensor
@@ -35,6 +38,7 @@ class CacheView(NamedTuple):
     seq_lens: Tensor
     ring: Tensor | None = None
     ring_table: Tensor | None = None
+    scores: Tensor | None = None
 
     def of_layer(self, recent: Tensor) -> CacheView:
         """The same step's view of the layer with these raw tokens."""
@@ -48,4 +52,22 @@ class CacheView(NamedTuple):
             self.seq_lens,
             self.ring,
             self.ring_table,
+            None if self.scores is None else recent_scores(recent),
         )
+
+
+def recent_scores(recent: Tensor) -> Tensor:
+    """The scores that lie behind a layer's raw tokens, block by block.
+
+    Args:
+        recent: [blocks, kv_heads, R, 2 * head_size] of a layout with stored scores.
+
+    Returns:
+        [blocks, kv_heads, R] float32, a view.
+    """
+    blocks, heads, R, _ = recent.shape
+    floats = recent.view(torch.float32)
+    block, head, row, _ = floats.stride()
+    assert head == R * row, "the rows of a layer's part of a block lie side by side"
+    first = floats.storage_offset() + heads * head
+    return floats.as_strided((blocks, heads, R), (block, R, 1), first)

@@ -76,10 +76,10 @@ def cached_profile(
     Raises:
         ProfileError: the weights cannot be told from others'.
     """
-    name, parameters = options.scorer.name, options.scorer.parameters()
+    name, parameters = options.scorer.name, options.scorer.identity()
     if options.is_auto:
         name = AUTO_SCORER
-        parameters = {"scorers": [[s.name, s.parameters()] for s in options.scorers]}
+        parameters = {"scorers": [[s.name, s.identity()] for s in options.scorers]}
     return cached_profile_path(
         identity,
         weights_digest(snapshot_folder(model, revision)),
@@ -100,9 +100,7 @@ def profile_problem(path: Path, options: CompressionOptions, identity: ModelIden
         profile = Profile.load(path)
         same = [s for s in options.scorers if s.name == profile.scorer_name]
         scorer = (*same, options.scorer)[0]
-        profile.check(
-            model=identity, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
-        )
+        profile.check(model=identity, scorer_name=scorer.name, scorer_parameters=scorer.identity())
     except ProfileError as error:
         return str(error)
     return None

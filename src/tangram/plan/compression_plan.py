@@ -39,6 +39,7 @@ class CompressionPlan:
         drift_sample: of so many sealed chunks one is compared with the profile; 0: none.
         scorer_parameters: of the scorer's parameters those that are not at their defaults.
         layers: places in the model of the layers that are compressed; None: all of its layers.
+        weights_digest: of the file that the scorer's gates are read from; "" where it has none.
         interpolated: what measured budgets were interpolated from, in words; "" where they were
             measured for this very ratio and these sizes, and for other levels.
     """
@@ -52,6 +53,7 @@ class CompressionPlan:
     scorer_parameters: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
     interpolated: str = ""
+    weights_digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal plan."""
@@ -65,6 +67,7 @@ class CompressionPlan:
             "scorer_parameters": dict(self.scorer_parameters),
             "layers": None if self.layers is None else list(self.layers),
             "interpolated": self.interpolated,
+            "weights_digest": self.weights_digest,
         }
 
     @classmethod
@@ -138,7 +141,10 @@ def with_scorer(options: CompressionOptions) -> CompressionOptions:
         ProfileError: a profile that cannot be read.
         ScorerError: it is of a scorer that is not installed.
     """
-    return options.with_scorer_of(_profile_of(options)) if options.is_auto else options
+    if not options.is_auto:
+        return options
+    with _named(_profile_path(options)):
+        return options.with_scorer_of(_profile_of(options))
 
 
 def make_plan(
@@ -167,16 +173,16 @@ def make_plan(
         PAGE_SIZE_ROWS,
     )
     path, profile = _profile_path(options), _profile_of(options)
-    scorer = options.with_scorer_of(profile).scorer
+    with _named(path):
+        scorer = options.with_scorer_of(profile).scorer
     if profile is not None:
         with _named(path):
-            profile.check(
-                model=model, scorer_name=scorer.name, scorer_parameters=scorer.parameters()
-            )
+            profile.check(model=model, scorer_name=scorer.name, scorer_parameters=scorer.identity())
     statistics = () if profile is None else profile.arrays
     scorer.check_inputs(options.compression_window_size, statistics)
     level = options.compression_level or default_level(profile)
     shape = shape or ModelShape.of(model)
+    scorer.check_model(shape.num_layers, model.hidden_size, shape.num_kv_heads)
     with _named(path):
         head_groups = allocate(
             level,
@@ -199,6 +205,7 @@ def make_plan(
         n_sink_tokens=options.compression_n_sink_tokens,
         page_size_rows=PAGE_SIZE_ROWS,
         has_query_ring=scorer.needs_window_queries,
+        has_stored_scores=scorer.stores_scores,
     )
     if options.compression_drift_sample:
         DriftReference.of(profile, level, options.compression_ratio, geometry)
@@ -220,6 +227,7 @@ def make_plan(
         options.compression_drift_sample,
         scorer.changed_parameters(),
         interpolated=interpolated,
+        weights_digest=scorer.identity().get("weights", ""),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tangram.budgets import LEVELS
-from tangram.errors import ConfigurationError, ScorerError
+from tangram.errors import ConfigurationError, ProfileError, ScorerError
 from tangram.scorers import (
     AUTO_SCORER,
     AUTO_SCORERS,
@@ -17,6 +17,7 @@ from tangram.scorers import (
     get_scorer,
     is_auto,
     scorer_names,
+    with_weights,
 )
 from tangram.scorers.base import Scorer
 
@@ -92,6 +93,12 @@ class CompressionOptions:
         values = {name: value for name, value in given.items() if value is not None}
         if (parameters := values.get("compression_scorer_parameters")) is not None:
             values["compression_scorer_parameters"] = json_parameters(parameters) or None
+        if "compression_scorer" in values:
+            name, parameters = with_weights(
+                values["compression_scorer"], values.get("compression_scorer_parameters") or {}
+            )
+            values["compression_scorer"] = name
+            values["compression_scorer_parameters"] = parameters or None
         options = cls(**values)
         options.check()
         return options
@@ -124,7 +131,7 @@ class CompressionOptions:
         """The options with the scorer that `auto` stands for beside this profile, or none.
 
         Raises:
-            ScorerError: the profile is of a scorer that is not installed.
+            ProfileError: the profile is of a scorer that is not installed, or cannot be had.
         """
         if not self.is_auto:
             return self
@@ -133,8 +140,8 @@ class CompressionOptions:
             try:
                 scorer = get_scorer(profile.scorer_name, **profile.scorer_parameters)
             except ScorerError as error:
-                raise ScorerError(
-                    f"--compression-scorer {AUTO_SCORER} takes that of the profile, which cannot "
+                raise ProfileError(
+                    f"--compression-scorer {AUTO_SCORER} takes the profile's scorer, which cannot "
                     f"be had: {error}"
                 ) from error
         return replace(
@@ -199,7 +206,8 @@ _HELP = {
     "boundary (default: 32).",
     "compression_n_sink_tokens": "Tokens at the start that every head keeps (default: 4).",
     "compression_scorer": "Which tokens are worth keeping: {names}, a registered one, or "
-    f"{AUTO_SCORER}, the profile's, which calibration chose among {', '.join(AUTO_SCORERS)} "
+    f"{AUTO_SCORER}, the profile's, which calibration chose among {', '.join(AUTO_SCORERS)}; those "
+    "with published weights take their file after a colon, kvzap:FILE "
     f"(default: {AUTO_SCORER}).",
     "compression_scorer_parameters": "The scorer's parameters, such as "
     "'{{\"kernel_size\": 7}}' (default: its own).",

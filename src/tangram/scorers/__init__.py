@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module, metadata
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "scorer_names",
     "scorer_title",
     "top_rows",
+    "with_weights",
 ]
 
 AUTO_SCORER = "auto"
@@ -46,12 +48,13 @@ AUTO_SCORERS = ("learned", "expected_attention", "key_diff")
 UNCALIBRATED_SCORER = "key_diff"
 """What `auto` stands for where there is no profile: it needs no statistics."""
 SEALING_ORDER = (
-    "streaming_llm", "key_norm", "key_diff", "learned", "tova", "snap_kv", "expected_attention",
+    "streaming_llm", "fastkvzip", "kvzap", "key_norm", "key_diff", "learned", "tova", "snap_kv",
+    "expected_attention",
 )  # fmt: skip
 """The built-in scorers, the cheapest to seal first.
 
-Source: docs/performance.md, Sealing; `learned`, which is not in its table, reads a row as KeyDiff
-does and its value too, and multiplies by no matrix as ExpectedAttention does.
+Source: docs/performance.md, Sealing. Those that are not in its table stand where their work puts
+them: gates' scores are read; `learned` reads keys as KeyDiff does and values too.
 """
 ENTRY_POINT_GROUP = "tangram.scorers"
 
@@ -64,6 +67,8 @@ _BUILT_IN = {
     "learned": "Learned",
     "snap_kv": "SnapKV",
     "tova": "Tova",
+    "fastkvzip": "FastKVzip",
+    "kvzap": "KVzap",
 }
 
 
@@ -97,13 +102,15 @@ def get_scorer(name: str, /, **parameters: Any) -> Scorer:
     """The scorer of that name.
 
     Args:
-        name: as in `scorer_names()`; case, hyphens and underscores do not count.
+        name: as in `scorer_names()`; case, hyphens and underscores do not count. After a colon
+            may stand the parameter `weights`, a file.
         **parameters: fields of the scorer that are not to have their defaults.
 
     Raises:
         ScorerError: an unknown name or parameter, a bad value, or a package whose scorer cannot
             be used.
     """
+    name, parameters = with_weights(name, parameters)
     cls = _scorer_class(name)
     known = [f.name for f in fields(cls) if f.init]
     unknown = [parameter for parameter in parameters if parameter not in known]
@@ -119,6 +126,23 @@ def get_scorer(name: str, /, **parameters: Any) -> Scorer:
         raise ScorerError(
             f"--compression-scorer-parameters: {error} ({cls.name} takes {takes})"
         ) from error
+
+
+def with_weights(name: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`name:FILE` in its two parts: the name alone, and the parameters with the file as `weights`.
+
+    Raises:
+        ScorerError: the parameters name another file.
+    """
+    alone, colon, weights = str(name).partition(":")
+    if not colon:
+        return name, dict(parameters)
+    if parameters.get("weights", weights) != weights:
+        raise ScorerError(
+            f"--compression-scorer is {name} and --compression-scorer-parameters has the weights "
+            f"{parameters['weights']!r}: give one of the two"
+        )
+    return alone, {**parameters, "weights": weights}
 
 
 def _spelling(name: str) -> str:

@@ -32,6 +32,8 @@ class Chunks:
             "query_mean" [query_heads, head_size] and "query_covariance" [query_heads, head_size,
             head_size], of queries before RoPE; "row_weights" [kv_heads, 2 * head_size + 4], see
             `learned`; "rope_frequencies" [rotary_dim / 2], radians.
+        stored_scores: [..., tokens, kv_heads] float32, scores that were made with their tokens;
+            None unless the scorer has such.
     """
 
     keys: Tensor
@@ -42,6 +44,7 @@ class Chunks:
     window_size_tokens: int
     window_queries: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    stored_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.values.shape == self.keys.shape, (self.values.shape, self.keys.shape)
@@ -83,6 +86,8 @@ class Scorer(ABC):
     """Whether `Chunks.window_queries` must be there."""
     needs_statistics: ClassVar[tuple[str, ...]] = ()
     """Arrays that `Chunks.statistics` must hold."""
+    stores_scores: ClassVar[bool] = False
+    """Whether scores are made with their tokens, of hidden states: a `gates.GateScorer`."""
 
     @abstractmethod
     def score(self, chunks: Chunks) -> Tensor:
@@ -95,6 +100,10 @@ class Scorer(ABC):
     def parameters(self) -> dict[str, Any]:
         """The parameters by name; `type(scorer)(**scorer.parameters())` is the same scorer."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters by which a profile knows the scorer."""
+        return self.parameters()
 
     def changed_parameters(self) -> dict[str, Any]:
         """Those of the parameters that are not at their defaults."""
@@ -135,6 +144,15 @@ class Scorer(ABC):
                 f"and the window has {window_size_tokens} tokens: give a "
                 "--compression-window-size of at least 1"
             )
+
+    def check_model(  # noqa: B027 # most scorers read nothing of a model
+        self, num_layers: int, hidden_size: int, num_kv_heads: int
+    ) -> None:
+        """Check, before the model is loaded, that what the scorer reads is of it.
+
+        Raises:
+            ScorerError: it is not.
+        """
 
     def statistic(self, chunks: Chunks, name: str) -> Tensor:
         """An array of the profile, on the keys' device, dtype as it is.

@@ -7,6 +7,7 @@ from tangram.calibrate import QueryStatistics
 from tangram.errors import ConfigurationError, ProfileError, ScorerError
 from tangram.profile import Profile
 from tangram.scorers import get_scorer
+from tests.unit.calibrate.conftest import MODEL
 
 
 def same(left, right, rtol=0.0):
@@ -204,3 +205,28 @@ def test_query_statistics_go_on_from_their_state(tiny, make_sample):
         second.add_layer(layer, samples[1][layer][0])
     for name, array in whole.arrays().items():
         np.testing.assert_array_equal(array, second.arrays()[name])
+
+
+def test_scores_that_are_made_of_hidden_states(make_recorder, make_sample, record, tmp_path):
+    """By gates that give a token's place, which is what StreamingLLM scores by."""
+    sizes = MODEL.hidden_size, MODEL.num_kv_heads
+    weight = torch.zeros(sizes[1], sizes[0])
+    weight[:, 0] = 1.0
+    layers = {"weight": weight, "bias": torch.zeros(sizes[1])}
+    state = {
+        f"layers.{layer}.{name}": tensor
+        for layer in range(MODEL.num_layers)
+        for name, tensor in layers.items()
+    }
+    torch.save(state, tmp_path / "gates.pt")
+    sample = make_sample(60, 1)
+    hidden = torch.randn(60, sizes[0])
+    hidden[:, 0] = torch.arange(60)
+    profile = record(
+        make_recorder(f"kvzap:{tmp_path / 'gates.pt'}"), [(*of, hidden) for of in sample]
+    )
+    plain = record(make_recorder("streaming_llm"), sample)
+    for name in ("mass_curve", "error_curve"):
+        np.testing.assert_array_equal(profile.arrays[name], plain.arrays[name])
+    assert profile.scorer_name == "kvzap"
+    assert profile.scorer_parameters["weights"].startswith("sha256:")

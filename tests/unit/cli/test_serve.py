@@ -20,6 +20,7 @@ from tangram.plan import models
 from tangram.plan.models import bundled_profile_options
 from tangram.profile import ModelIdentity, Profile
 from tangram.serving import launch
+from tests.gate_files import write_gates
 
 RECALL = "/models/recall"
 
@@ -326,3 +327,11 @@ def test_a_profile_brings_its_scorer(monkeypatch, tmp_path):
         "compression_profile": str(tmp_path / models.PROFILE_FILE),
         "compression_scorer": "tova",
     }
+
+
+def test_gates_of_another_model_are_told_before_vllm_is_loaded(llama, tmp_path):
+    path = write_gates("kvzap", tmp_path / "gates.pt", hidden=24)
+    for given in ([f"kvzap:{path}"], ["kvzap", "--compression-scorer-parameters",
+                                      json.dumps({"weights": str(path)})]):  # fmt: skip
+        with pytest.raises(ScorerError, match=r"gates\.pt: .* hidden states of 24, and the model"):
+            serve.check_options(serve_arguments([str(llama), "--compression-scorer", *given]))

@@ -40,6 +40,7 @@ def geometries(draw) -> Geometry:
         n_sink_tokens=draw(st.integers(0, min(chunk - window, least_rows))),
         page_size_rows=page_rows,
         has_query_ring=window > 0 and draw(st.booleans()),
+        has_stored_scores=draw(st.booleans()),
     )
 
 

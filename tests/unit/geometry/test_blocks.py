@@ -19,13 +19,45 @@ def raw_tokens(g: Geometry, num_computed: int) -> set[int]:
     return set(range(num_computed)) - sealed
 
 
+def recent_bytes(g: Geometry, tokens: int) -> int:
+    """Of a recent block: the rows of every layer, and the rows that hold their scores."""
+    rows = tokens * g.num_kv_heads
+    for_scores = 0
+    while g.has_stored_scores and for_scores * g.row_bytes < 4 * rows:
+        for_scores += 1
+    return g.num_layers * (rows + for_scores) * g.row_bytes
+
+
 @given(geometries())
 def test_the_recent_block_is_the_longest_that_fits(g):
     C, R = g.chunk_size_tokens, g.recent_block_tokens
     assert C % R == 0
-    assert g.recent_block_bytes == R * g.token_bytes <= g.sealed_block_bytes
+    assert g.recent_block_bytes == recent_bytes(g, R) == g.num_layers * g.recent_layer_bytes
+    assert R * g.token_bytes <= g.sealed_block_bytes
     longer = [r for r in range(R + 1, C + 1) if C % r == 0]
     assert all(r * g.token_bytes > g.sealed_block_bytes for r in longer)
+
+
+@given(geometries())
+def test_scores_change_nothing_of_a_layout_but_its_recent_blocks(g):
+    without = replace(g, has_stored_scores=False)
+    assert without.recent_block_bytes == without.recent_block_tokens * g.token_bytes
+    same = "sealed_block_bytes page_offsets token_bytes ring_block_tokens recent_block_tokens"
+    for size in same.split():
+        assert getattr(g, size) == getattr(without, size)
+    assert "has_stored_scores" not in without.to_json()
+
+
+def test_scores_take_four_bytes_a_token_layer_and_head():
+    """Of bfloat16 heads of 128 elements less than a hundredth of the rows."""
+    heads = HeadGroups.from_lists([[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2, [[4, 4]] * 2)
+    g = Geometry(heads, 32, 128, 2, 256, 32, 4, has_stored_scores=True)
+    R = g.recent_block_tokens
+    assert R == 64 and g.recent_layer_bytes == 64 * 8 * (512 + 4)
+    assert g.block_bytes == g.recent_block_bytes == g.sealed_block_bytes * 129 // 128
+    roomy = HeadGroups.from_lists([[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2, [[4, 5]] * 2)
+    roomy = replace(g, head_groups=roomy)
+    assert roomy.recent_block_tokens == 64 and roomy.block_bytes == roomy.sealed_block_bytes
 
 
 @given(geometries())
@@ -41,7 +73,9 @@ def test_the_query_ring_holds_the_window(g):
 @given(geometries())
 def test_a_block_is_as_wide_as_a_sealed_one_unless_one_query_is_wider(g):
     one_query = g.query_bytes if g.has_query_ring else 0
-    assert g.block_bytes == max(g.sealed_block_bytes, one_query)
+    raw = recent_bytes(g, g.recent_block_tokens)
+    assert g.has_stored_scores or raw <= g.sealed_block_bytes
+    assert g.block_bytes == max(g.sealed_block_bytes, one_query, raw)
 
 
 @given(geometries(), st.data())

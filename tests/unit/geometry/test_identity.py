@@ -21,6 +21,7 @@ OTHER = {
     "n_sink_tokens": 3,
     "page_size_rows": 8,
     "has_query_ring": True,
+    "has_stored_scores": True,
 }
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tangram.bundled import recall_model_path
-from tangram.errors import ConfigurationError, ProfileMismatchError, ScorerError
+from tangram.errors import ConfigurationError, ProfileError, ProfileMismatchError
 from tangram.plan.cached import cached_profile
 from tangram.plan.compression_plan import CompressionPlan, group_size, make_plan, with_scorer
 from tangram.plan.options import CompressionOptions
@@ -111,7 +111,7 @@ def test_auto_beside_a_profile_of_a_scorer_that_is_not_installed_is_refused(tmp_
     path = str(tmp_path / "p.profile")
     sizes = {"chunk_size_tokens": 256, "window_size_tokens": 32, "n_sink_tokens": 4}
     Profile(model=MODEL, scorer_name="ours", **sizes).save(path)
-    with pytest.raises(ScorerError, match="auto takes that of the profile.*unknown .* 'ours'"):
+    with pytest.raises(ProfileError, match="auto takes the profile's scorer.*unknown .* 'ours'"):
         make_plan(CompressionOptions(compression_profile=path), MODEL, 2)
 
 

@@ -45,6 +45,7 @@ def _chunks(
             "query_covariance": magnitude**2 * (root @ root.mT),
             "rope_frequencies": 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half),
         },
+        stored_scores=normal(*leading, tokens, kv_heads),
     )
 
 
@@ -199,6 +200,11 @@ def naive_learned(chunks: Chunks) -> list[list[float]]:
     return _per_head(chunks, column)
 
 
+def naive_stored(chunks: Chunks) -> list[list[float]]:
+    """Made with the tokens, by what `test_gates.py` holds to its formula."""
+    return chunks.stored_scores.tolist()
+
+
 _NAIVE = {
     "streaming_llm": naive_streaming_llm,
     "key_norm": naive_key_norm,
@@ -207,6 +213,8 @@ _NAIVE = {
     "learned": naive_learned,
     "snap_kv": naive_snap_kv,
     "tova": naive_tova,
+    "fastkvzip": naive_stored,
+    "kvzap": naive_stored,
 }
 
 

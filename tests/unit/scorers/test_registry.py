@@ -32,6 +32,8 @@ BUILT_IN = (
     "learned",
     "snap_kv",
     "tova",
+    "fastkvzip",
+    "kvzap",
 )
 
 
@@ -105,7 +107,7 @@ def test_file_class_and_name_agree(name):
 
 
 def test_every_file_is_in_the_registry():
-    helpers = {"__init__", "base", "select", "shares"}
+    helpers = {"__init__", "base", "gates", "select", "shares"}
     files = {file.stem for file in Path(scorers.__file__).parent.glob("*.py")}
     assert files - helpers == set(BUILT_IN)
 
@@ -196,6 +198,7 @@ def test_a_bad_parameter_is_named_with_its_value(name, parameter, value):
 def test_what_scorers_ask_for():
     asks = {name: get_scorer(name) for name in BUILT_IN}
     assert [n for n, s in asks.items() if s.needs_window_queries] == ["snap_kv", "tova"]
+    assert [n for n, s in asks.items() if s.stores_scores] == ["fastkvzip", "kvzap"]
     assert {n: s.needs_statistics for n, s in asks.items() if s.needs_statistics} == {
         "expected_attention": ("query_mean", "query_covariance", "rope_frequencies"),
         "learned": ("row_weights", "rope_frequencies"),

@@ -25,6 +25,7 @@ def one(chunks: Chunks, index: tuple[int, ...]) -> Chunks:
         values=chunks.values[index],
         positions=chunks.positions[index],
         window_queries=chunks.window_queries[index],
+        stored_scores=chunks.stored_scores[index],
     )
 
 
@@ -127,7 +128,7 @@ def test_a_slice_of_a_cache_scores_like_a_copy_of_it(name, make_chunks):
 def test_the_input_stays_as_it_is(name, make_chunks):
     chunks, same = make_chunks(), make_chunks()
     get_scorer(name).score(chunks).fill_(7.0)
-    for field in ("keys", "values", "positions", "window_queries"):
+    for field in ("keys", "values", "positions", "window_queries", "stored_scores"):
         assert torch.equal(getattr(chunks, field), getattr(same, field))
     for array, expected in zip(chunks.statistics.values(), same.statistics.values(), strict=True):
         assert torch.equal(array, expected)

@@ -11,6 +11,9 @@ from tangram.scorers import SEALING_ORDER
 NOISE_DEVIATIONS = 2.0
 """Paired standard errors that budgets must be apart by to be told apart."""
 
+ALIKE = 0.05
+"""Share of a divergence by which two scorers must differ for the better one to be taken."""
+
 NO_LOSS = 1e-4
 """Divergence, in nats, below which no answer changes: how far below is not compared."""
 
@@ -38,20 +41,20 @@ def choose(each: Mapping[str, np.ndarray]) -> tuple[str, tuple[str, ...]]:
 
 
 def choose_scorer(each: Mapping[str, np.ndarray]) -> str:
-    """The scorer that is taken: the cheapest to seal of those that the samples do not tell apart.
+    """The scorer that is taken: the one with the least divergence, for sealing is a small cost.
 
     Of each sample the logarithm of the divergence is taken, the mean over ratios, so that every
-    ratio has the same say. The least mean over samples goes first, and with it all that are within
-    noise of it; of these the one that comes first in `SEALING_ORDER`, which one of another package
-    does not.
+    ratio has the same say, and the mean over samples. Of those that are less than `ALIKE` above
+    the least the one that comes first in `SEALING_ORDER` is taken; that noise may have decided
+    between two is no reason to take the one that came out worse.
 
     Args:
         each: name -> [ratios, samples], divergences (or errors) on the same samples. What is below
             `NO_LOSS` counts as that.
     """
-    logs = {name: np.log(np.maximum(found, NO_LOSS)).mean(axis=0) for name, found in each.items()}
-    least = min(logs, key=lambda name: logs[name].mean())
-    alike = [name for name in logs if _within_noise(logs[name] - logs[least])]
+    logs = {name: float(np.log(np.maximum(e, NO_LOSS)).mean()) for name, e in each.items()}
+    least = min(logs.values())
+    alike = [name for name, found in logs.items() if found < least + np.log1p(ALIKE)]
     return min(alike, key=sealing_rank)
 
 

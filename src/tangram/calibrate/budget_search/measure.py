@@ -78,6 +78,7 @@ def measure_profiles(
     chunk_size_tokens: int | None = None,
     window_size_tokens: int | None = None,
     n_sink_tokens: int | None = None,
+    weights: str | None = None,
     time_limit_s: float,
     max_evaluations: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
@@ -106,6 +107,7 @@ def measure_profiles(
         chunk_size_tokens: C; the profile's when absent, and so for the next two.
         window_size_tokens: W.
         n_sink_tokens: S.
+        weights: file of the scorer's gates, where it has some; the profile has but a digest of it.
         time_limit_s: seconds for all searches together, without the start of engines. The first
             rule of each is measured in any case.
         max_evaluations: readings (of some samples) in each search, at most.
@@ -133,9 +135,10 @@ def measure_profiles(
         "compression_n_sink_tokens": n_sink_tokens,
     }
     asked = sorted(set(ratios), reverse=True)
+    options_of = partial(_options, sizes=sizes, weights=weights)
     for profile in profiles:  # what cannot be is told before an engine starts
         for ratio in asked:
-            _problem(profile, _options(profile, ratio, sizes))
+            _problem(profile, options_of(profile, ratio))
     engine = {**engine, "tokens_at_once": tokens_at_once}
     progress(f"reading {len(samples)} samples with full KV")
     texts = _read_full(model, samples, positions, engine)
@@ -145,7 +148,7 @@ def measure_profiles(
         now = list(tried)
         for place, (name, each) in enumerate(now):
             # What is found at one ratio is a candidate at the next.
-            options = _options(each.profile, ratio, sizes)
+            options = options_of(each.profile, ratio)
             problem = _problem(each.profile, options)
             title = f"ratio {ratio:g}" if len(profiles) == 1 else f"{name}, ratio {ratio:g}"
             searches = len(now) - place + len(tried) * (len(asked) - done - 1)
@@ -170,7 +173,9 @@ def measure_profiles(
     return [each for _, each in tried]
 
 
-def _options(profile: Profile, ratio: float, sizes: Mapping[str, int | None]) -> CompressionOptions:
+def _options(
+    profile: Profile, ratio: float, *, sizes: Mapping[str, int | None], weights: str | None
+) -> CompressionOptions:
     """What is served to measure at a ratio; sizes that are None are the profile's."""
     return CompressionOptions.from_mapping(
         {
@@ -180,7 +185,10 @@ def _options(profile: Profile, ratio: float, sizes: Mapping[str, int | None]) ->
             "compression_n_sink_tokens": profile.n_sink_tokens,
             **{name: size for name, size in sizes.items() if size is not None},
             "compression_scorer": profile.scorer_name,
-            "compression_scorer_parameters": profile.scorer_parameters,
+            "compression_scorer_parameters": {
+                **profile.scorer_parameters,
+                **({} if weights is None else {"weights": weights}),
+            },
         }
     )
 

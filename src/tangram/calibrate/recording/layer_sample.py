@@ -22,12 +22,14 @@ class LayerSample:
         keys: [tokens, kv_heads, head_size] after RoPE.
         values: [tokens, kv_heads, head_size].
         softmax_scale: factor on query . key before the softmax.
+        stored_scores: [tokens, kv_heads] float32, where the scorer's are made with their tokens.
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     softmax_scale: float
+    stored_scores: Tensor | None = None
 
 
 def score_sealed(
@@ -65,6 +67,7 @@ def _score_batch(
         ends = range(start + length, stop + 1, length)
         window_queries = torch.stack([sample.queries[end : end + window] for end in ends])
     positions = torch.arange(start, stop, device=sample.keys.device)
+    stored = sample.stored_scores
     return checked_scores(
         scorer,
         Chunks(
@@ -75,6 +78,7 @@ def _score_batch(
             window_size_tokens=window,
             window_queries=window_queries,
             statistics=statistics,
+            stored_scores=None if stored is None else stored[start:stop].unflatten(0, (chunks, -1)),
         ),
     )
 

@@ -136,10 +136,11 @@ def record_profiles(
                     statistics[name] = readings.at_once(
                         "learned", lambda: _learn(reader, facts, chunk, texts)
                     )
+        stores_scores = any(scorer.stores_scores for _, scorer in tried)
         recorders = _recorders(tried, facts, chunk, statistics)
         for tokens, positions in readings.over(texts, "statistics", recorders):
             recorders.begin_sample(positions)
-            reader.read(tokens, recorders.add_layer)
+            reader.read(tokens, recorders.add_layer, hidden_states=stores_scores)
             recorders.finish_sample()
     finally:
         reader.close()
@@ -214,7 +215,7 @@ def _digest_of(
     parts = {
         "model": identity.to_dict(),
         "weights": weights,
-        "scorers": [[scorer.name, scorer.parameters()] for scorer in scorers],
+        "scorers": [[scorer.name, scorer.identity()] for scorer in scorers],
         "chunk": chunk,
         "texts": texts,
         "engine": engine,

@@ -28,6 +28,7 @@ from tangram.profile import (
     threshold_share,
 )
 from tangram.scorers import Scorer, score_ranks
+from tangram.scorers.gates import GateScorer, GateSizes
 from tangram.scorers.shares import threshold_shares
 
 DEFAULT_RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
@@ -101,6 +102,7 @@ class StatisticsRecorder:
         self._given = dict(statistics or {})
         scorer.check_inputs(window_size_tokens, self._given)
 
+        self._made_gates: Any = None
         self._later: tuple[int, ...] = ()
         self._num_tokens: int | None = None  # of the sample whose layers come in now
         self._seen: set[int] = set()
@@ -120,7 +122,13 @@ class StatisticsRecorder:
 
     @torch.no_grad()
     def add_layer(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, residual_norms: Tensor
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        residual_norms: Tensor,
+        hidden_states: Tensor | None = None,
     ) -> None:
         """Take one layer of the current sample.
 
@@ -131,15 +139,19 @@ class StatisticsRecorder:
             values: the same shape as `keys`.
             residual_norms: [tokens], Euclidean norm of the residual stream that the attention's
                 output is added to.
+            hidden_states: [tokens, hidden_size], of which queries, keys and values were made, for a
+                scorer that makes scores of them.
 
         Raises:
             ProfileError: shapes that do not fit the model, or a layer that was there already.
+            ScorerError: gates of another model.
         """
         self._check_layer(layer, queries, keys, values, residual_norms)
         self._seen.add(layer)
         if len(keys) <= self._geometry.chunk_size_tokens:
             return
-        sample = LayerSample(queries, keys, values, self._softmax_scale)
+        stored = None if hidden_states is None else self._gates(hidden_states)[layer](hidden_states)
+        sample = LayerSample(queries, keys, values, self._softmax_scale, stored)
         scores = score_sealed(sample, self._scorer, self._statistics(layer, keys), self._geometry)
         self._ranks[layer] = self._sortable(scores)
         positions, weights = later_queries(
@@ -228,7 +240,7 @@ class StatisticsRecorder:
         return Profile(
             model=self._model,
             scorer_name=self._scorer.name,
-            scorer_parameters=self._scorer.parameters(),
+            scorer_parameters=self._scorer.identity(),
             chunk_size_tokens=self._geometry.chunk_size_tokens,
             window_size_tokens=self._geometry.window_size_tokens,
             n_sink_tokens=self._geometry.n_sink_tokens,
@@ -267,6 +279,16 @@ class StatisticsRecorder:
                 f"layer {layer}: queries, keys, values and residual norms must have the shapes "
                 f"{expected}, got {found}"
             )
+
+    def _gates(self, hidden_states: Tensor) -> Any:
+        """What makes scores of hidden states of this type, by layer; read once."""
+        if self._made_gates is None:
+            assert isinstance(self._scorer, GateScorer)
+            sizes = GateSizes(self._model.hidden_size, self._model.num_kv_heads)
+            self._made_gates = self._scorer.gates(
+                hidden_states.dtype, hidden_states.device, self._model.num_layers, sizes
+            )
+        return self._made_gates
 
     def _statistics(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """What the scorer may ask about the layer."""

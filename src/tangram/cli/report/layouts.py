@@ -111,7 +111,11 @@ def _feasible(profile: Profile, ratio: float, page_group_size: int) -> bool:
 
 
 def layouts(
-    profile: Profile, settings: Settings, has_query_ring: bool
+    profile: Profile,
+    settings: Settings,
+    *,
+    has_query_ring: bool = False,
+    has_stored_scores: bool = False,
 ) -> tuple[dict[str, list[Geometry]], dict[str, str]]:
     """The layout of every level at every ratio.
 
@@ -143,6 +147,7 @@ def layouts(
                 n_sink_tokens=profile.n_sink_tokens,
                 page_size_rows=PAGE_SIZE_ROWS,
                 has_query_ring=has_query_ring,
+                has_stored_scores=has_stored_scores,
             )
             for each in groups
         ]

@@ -34,6 +34,7 @@ from tangram.printable import printable_json
 from tangram.profile import ERROR_CURVE, MASS_CURVE, Profile, threshold_share
 from tangram.profile.scorer_choice import ScorerChoice
 from tangram.scorers import get_scorer
+from tangram.scorers.gates import DIGEST
 from tangram.version import VERSION
 
 SCOPES = ("crosslayer", "perlayer")
@@ -59,11 +60,14 @@ def report_data(profile: Profile, settings: Settings, path: Path) -> dict[str, A
         ConfigurationError: the profile's chunk, window and sinks do not fit each other.
     """
     try:
-        has_query_ring = get_scorer(profile.scorer_name).needs_window_queries
+        scorer = get_scorer(profile.scorer_name)
+        has = dict(
+            has_query_ring=scorer.needs_window_queries, has_stored_scores=scorer.stores_scores
+        )
         scorer_known = True
     except ScorerError:
-        has_query_ring = scorer_known = False
-    found, missing = layouts(profile, settings, has_query_ring)
+        has, scorer_known = {}, False
+    found, missing = layouts(profile, settings, **has)
     samples = _samples(profile, settings)
     data: dict[str, Any] = {
         "profile": {"path": str(path), "facts": facts(profile), "scorer": profile.scorer_name},
@@ -138,6 +142,8 @@ def serve_flags(profile: Profile) -> list[str]:
     differing = {name: value for name, value in asked.items() if value != getattr(usual, name)}
     flags = [f"{flag(name)} {value}" for name, value in differing.items()]
     if parameters := _changed_parameters(profile):
+        if str(parameters.get("weights", "")).startswith(DIGEST):  # it tells of no place
+            parameters["weights"] = "FILE"
         name = flag("compression_scorer_parameters")
         flags.insert(0, f"{name} {shlex.quote(json.dumps(parameters))}")
     return flags

@@ -166,3 +166,15 @@ def gather_recent(view: CacheView, request: Tensor, position: Tensor, g: Geometr
     blocks = view.recent_table[request[:, None], position // R].long()
     heads = torch.arange(g.num_kv_heads, device=blocks.device)
     return view.recent[blocks[:, None], heads[None, :, None], (position % R)[:, None]]
+
+
+def gather_scores(view: CacheView, request: Tensor, position: Tensor, g: Geometry) -> Tensor:
+    """Scores that lie beside raw tokens, by request and position: see `gather_recent`.
+
+    Returns:
+        [n, tokens, kv_heads] float32.
+    """
+    assert view.scores is not None, "a layout without stored scores"
+    R = g.recent_block_tokens
+    blocks = view.recent_table[request[:, None], position // R].long()
+    return view.scores[blocks, :, position % R]

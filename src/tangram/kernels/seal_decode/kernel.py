@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tangram.geometry.block import SCORE_BYTES
 from tangram.kernels.cache_view import CacheView
 from tangram.kernels.launch import remember_compiled
 from tangram.kernels.seal_decode.scorers import SealScorer, tiles_of
@@ -115,6 +116,7 @@ def _seal_kernel(
     mean_ptr,  # [layers of the model, query heads, D] float32, see QueryMoments; or RowWeights'
     factor_ptr,  # [layers of the model, query heads, D, D] float32; or RowWeights' steps
     rotation_ptr,  # [chunks, HALF, 2] float32
+    score_ptr,  # [blocks, heads, R] float32 of the first layer
     num_requests,
     softmax_scale,
     epsilon,
@@ -134,8 +136,10 @@ def _seal_kernel(
     stride_recent_table,
     stride_sealed_table,
     stride_ring_table,
+    stride_score_block,
     SCORER: tl.constexpr,
     SMOOTH: tl.constexpr,
+    HAS_SCORES: tl.constexpr,
     HAS_QUERY: tl.constexpr,
     C: tl.constexpr,
     W: tl.constexpr,
@@ -144,6 +148,7 @@ def _seal_kernel(
     P: tl.constexpr,
     D: tl.constexpr,
     RING_R: tl.constexpr,
+    SCORE_ROW: tl.constexpr,  # float32s that take a row's bytes
     LAYERS: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -197,7 +202,11 @@ def _seal_kernel(
         keep = tl.minimum(budget, count)
         kept = in_chunk
         if keep < count:
-            if SCORER == "streaming_llm":
+            if HAS_SCORES:
+                beside = score_ptr + tl.load(layer_table_ptr + layer * 2) * SCORE_ROW
+                beside += block * stride_score_block + head * R + position % R
+                score = tl.load(beside, mask=in_chunk, other=0.0)
+            elif SCORER == "streaming_llm":
                 score = token.to(tl.float32)
             elif SCORER == "key_norm" or SCORER == "key_diff":
                 score = of_keys(rows, in_chunk, count, SCORER, D, KEY_TILE)
@@ -298,6 +307,8 @@ def seal_decode(
     assert recent.stride(3) == sealed.stride(4) == 1
     assert recent.dtype == sealed.dtype
     ring, moments = view.ring, scorer.moments
+    scores = tables.scores if scorer.reads_scores else None
+    assert scorer.reads_scores == (scores is not None)
     if scorer.reads_queries:
         assert ring is not None and view.ring_table is not None and ring.stride(4) == 1
         assert query is None or (query.dtype == ring.dtype and len(tables.layers) == 1)
@@ -322,6 +333,7 @@ def seal_decode(
         tables.layer_table,
         tables.head_table,
         *of_queries,
+        recent if scores is None else scores,
         requests,
         softmax_scale,
         0.0 if moments is None else moments.epsilon,
@@ -332,8 +344,10 @@ def seal_decode(
         view.recent_table.stride(0),
         view.sealed_table.stride(0),
         ring_table.stride(0),
+        0 if scores is None else scores.stride(0),
         SCORER=scorer.name,
         SMOOTH=scorer.smooth_tokens,
+        HAS_SCORES=scores is not None,
         HAS_QUERY=given is not None,
         C=C,
         W=g.window_size_tokens,
@@ -342,6 +356,7 @@ def seal_decode(
         P=g.page_size_rows,
         D=D,
         RING_R=max(1, g.ring_block_tokens),
+        SCORE_ROW=g.row_bytes // SCORE_BYTES,
         LAYERS=len(tables.layers),
         HEADS=g.num_kv_heads,
         GROUP=g.queries_per_kv_head,

@@ -78,6 +78,7 @@ class ScorerKernel:
         tiles: (chunk padded to a power of two, head size, bytes of an element, shared memory that a
             block of threads can have) to tiles.
         reads_queries: whether it looks at the window's queries, in the ring or of the step.
+        reads_scores: whether scores lie beside the rows.
         smooth_parameter: parameter of the scorer that says over how many tokens scores are
             averaged; None if they are not.
         moments: makes what it must know of the profile, by `SealScorer.of`; None if nothing.
@@ -85,6 +86,7 @@ class ScorerKernel:
 
     tiles: Callable[[int, int, int, int], Tiles]
     reads_queries: bool = False
+    reads_scores: bool = False
     smooth_parameter: str | None = None
     moments: Callable[..., QueryMoments | RowWeights] | None = None
 
@@ -132,6 +134,8 @@ KERNELS = {
     "learned": ScorerKernel(_small, moments=_learned_weights),
     "snap_kv": ScorerKernel(_attending, reads_queries=True, smooth_parameter="kernel_size"),
     "tova": ScorerKernel(_attending, reads_queries=True),
+    "fastkvzip": ScorerKernel(_small, reads_scores=True),
+    "kvzap": ScorerKernel(_small, reads_scores=True),
 }
 """By registry name."""
 
@@ -182,6 +186,11 @@ class SealScorer:
     def reads_queries(self) -> bool:
         """Whether the window's queries are looked at."""
         return KERNELS[self.name].reads_queries
+
+    @cached_property
+    def reads_scores(self) -> bool:
+        """Whether scores were made with their tokens."""
+        return KERNELS[self.name].reads_scores
 
 
 @cache

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
+from tangram.kernels.cache_view import recent_scores
 
 MAX_CHUNK_TOKENS = 2048
 """Longest chunk that a launch can seal: it is held in registers and shared memory."""
@@ -22,6 +23,7 @@ class SealTables:
         geometry: the layout.
         layers: attention layers that the launch seals.
         recent_cache: [blocks, kv_heads, R, 2 * head_size] of `layers[0]`.
+        scores: [blocks, kv_heads, R] float32 beside them, of a layout with stored scores.
         layer_table: [layers, 2] int64: rows of 2 * head_size elements from `recent_cache` to
             that layer's, and the layer itself.
         head_table: [layers, kv_heads, 3] int32: first page of the head's group in a sealed block,
@@ -33,6 +35,7 @@ class SealTables:
     recent_cache: Tensor
     layer_table: Tensor
     head_table: Tensor
+    scores: Tensor | None = None
 
     @classmethod
     def of(
@@ -66,4 +69,5 @@ class SealTables:
             recent_cache=first,
             layer_table=torch.tensor(rows, dtype=torch.int64, device=first.device),
             head_table=torch.tensor(heads, dtype=torch.int32, device=first.device),
+            scores=recent_scores(first) if g.has_stored_scores else None,
         )

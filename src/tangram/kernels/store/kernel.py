@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +20,8 @@ def _store_kernel(
     value_ptr,  # [tokens, heads, D]
     slot_ptr,  # [tokens] int64
     recent_ptr,  # [blocks, heads, R, 2 * D]
+    score_ptr,  # [tokens, heads] float32
+    kept_score_ptr,  # [blocks, heads, R] float32
     stride_key_token,
     stride_key_head,
     stride_value_token,
@@ -26,6 +29,9 @@ def _store_kernel(
     stride_block,
     stride_head,
     stride_row,
+    stride_score_token,
+    stride_score_block,
+    HAS_SCORES: tl.constexpr,
     HEADS: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
@@ -48,9 +54,21 @@ def _store_kernel(
     target = recent_ptr + first + head * stride_head + element
     tl.store(target, key.to(recent_ptr.dtype.element_ty), mask=mask)
     tl.store(target + D, value.to(recent_ptr.dtype.element_ty), mask=mask)
+    if HAS_SCORES:
+        head = tl.arange(0, HEADS_PAD)
+        score = tl.load(score_ptr + token * stride_score_token + head, mask=head < HEADS)
+        kept = kept_score_ptr + (slot // R) * stride_score_block + slot % R
+        tl.store(kept + head * R, score, mask=head < HEADS)
 
 
-def store(key: Tensor, value: Tensor, slot_mapping: Tensor, recent_cache: Tensor) -> None:
+def store(
+    key: Tensor,
+    value: Tensor,
+    slot_mapping: Tensor,
+    recent_cache: Tensor,
+    scores: Tensor | None = None,
+    score_cache: Tensor | None = None,
+) -> None:
     """See `tangram.kernels.store.store`."""
     tokens = slot_mapping.shape[0]
     if tokens == 0:
@@ -60,11 +78,21 @@ def store(key: Tensor, value: Tensor, slot_mapping: Tensor, recent_cache: Tensor
     assert key.shape[1:] == value.shape[1:] == (heads, D), (key.shape, value.shape, D)
     assert key.stride(2) == value.stride(2) == recent_cache.stride(3) == 1
     assert key.shape[0] >= tokens and value.shape[0] >= tokens and slot_mapping.stride(0) == 1
+    has_scores = scores is not None
+    assert has_scores == (score_cache is not None)
+    if scores is None or score_cache is None:  # what is there stands for what is not
+        scores = score_cache = key
+    else:
+        assert scores.shape[0] >= tokens and scores.shape[1] == heads
+        assert scores.dtype == score_cache.dtype == torch.float32
+        assert scores.stride(1) == 1 and score_cache.stride()[1:] == (R, 1)
     _store_kernel[(tokens,)](
         key,
         value,
         slot_mapping,
         recent_cache,
+        scores,
+        score_cache,
         key.stride(0),
         key.stride(1),
         value.stride(0),
@@ -72,6 +100,9 @@ def store(key: Tensor, value: Tensor, slot_mapping: Tensor, recent_cache: Tensor
         recent_cache.stride(0),
         recent_cache.stride(1),
         recent_cache.stride(2),
+        scores.stride(0) if has_scores else 0,
+        score_cache.stride(0) if has_scores else 0,
+        HAS_SCORES=has_scores,
         HEADS=heads,
         R=R,
         D=D,

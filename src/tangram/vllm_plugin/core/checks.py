@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ def _page_sizes() -> str | None:
     found.append(ring.page_size_bytes)
     expected = [layout.sealed_block_bytes, layout.recent_block_bytes]
     expected.append(layout.ring_block_tokens * layout.query_bytes)
+    scored = replace(layout, has_stored_scores=True)
+    wide, raw = (s.of(scored.block_shape, torch.float16) for s in (SealedSpec, RecentSpec))
+    found += [wide.page_size_bytes, raw.page_size_bytes * layout.num_layers]
+    expected += [scored.block_bytes, scored.recent_block_bytes]
     return None if found == expected else f"gives {found} bytes, expected {expected}"
 
 

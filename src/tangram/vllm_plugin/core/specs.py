@@ -8,7 +8,7 @@ ring     circular buffer   queries of the observation window      with the reque
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -50,6 +50,18 @@ class SealedSpec(_WithShape, FullAttentionSpec):
 
     shape: BlockShape
 
+    @classmethod
+    def of(cls, shape: BlockShape, dtype: Any) -> Any:
+        """The spec of a block, as wide as a recent one where scores widen that.
+
+        Raw tokens of all layers are then one group: vLLM would deal them to several rather than let
+        them widen a block.
+        """
+        spec = super().of(shape, dtype)
+        return (
+            replace(spec, page_size_padded=shape.block_bytes) if shape.has_stored_scores else spec
+        )
+
     def get_num_kernel_states(self, kernel_block_size: int) -> int:
         """Rows of a block, which is never split."""
         assert kernel_block_size == self.block_size
@@ -76,6 +88,8 @@ class RecentSpec(_WithShape, SlidingWindowSpec):
             head_size=shape.head_size,
             dtype=dtype,
             sliding_window=shape.window_size_tokens + 1,
+            # Scores lie where vLLM would pad: rows keep their shape and strides.
+            page_size_padded=shape.recent_layer_bytes if shape.has_stored_scores else None,
             shape=shape,
         )
 

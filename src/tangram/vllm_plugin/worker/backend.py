@@ -27,11 +27,12 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from tangram.kernels.cache_view import CacheView
+from tangram.kernels.cache_view import CacheView, recent_scores
 from tangram.kernels.segments import cut_step
 from tangram.kernels.served import has_kernels
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.core.specs import QueryRingSpec, RecentSpec, SealedSpec
+from tangram.vllm_plugin.worker.gates import load_gates
 from tangram.vllm_plugin.worker.refusals import refuse_heads, refuse_layer, refuse_spec
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 from tangram.vllm_plugin.worker.storage import RING_NAME, SEALED_NAME, QueryRing, SealedCache
@@ -244,7 +245,10 @@ class CompressedAttentionImpl(AttentionImpl):
         if SEALED_NAME not in layers:
             dtype = kv_cache_dtype_str_to_dtype(kv_cache_dtype, config.model_config)
             CompressedAttentionBackend.recent_spec = RecentSpec.of(g.block_shape, dtype)
-            layers[SEALED_NAME] = SealedCache(plan, dtype, CompressedAttentionBackend)
+            gates = None
+            if g.has_stored_scores:
+                gates = load_gates(plan, dtype, config.model_config.get_hidden_size())
+            layers[SEALED_NAME] = SealedCache(plan, dtype, CompressedAttentionBackend, gates)
             if g.has_query_ring:
                 layers[RING_NAME] = QueryRing(plan, dtype, CompressedAttentionBackend)
 
@@ -281,6 +285,7 @@ class CompressedAttentionImpl(AttentionImpl):
                 sealed=sealed,
                 host=attn_metadata.host,
                 is_decode=attn_metadata.is_decode,
+                scores=sealed.step_scores,
             )
         )
         return output
@@ -301,4 +306,5 @@ def _view(
         seq_lens=metadata.seq_lens,
         ring=None if ring is None else ring.queries,
         ring_table=None if ring is None else groups[RING_NAME].block_table,
+        scores=recent_scores(recent) if sealed.geometry.has_stored_scores else None,
     )

@@ -16,18 +16,28 @@ from tangram.geometry import HeadGroups
 from tangram.plan.compression_plan import plan_of
 from tangram.vllm_plugin.compat.override import override
 from tangram.vllm_plugin.worker import graphs, sampling, selection
+from tangram.vllm_plugin.worker.gates import attach_gates
 from tangram.vllm_plugin.worker.refusals import refuse_uncompressed
 from tangram.vllm_plugin.worker.storage import SEALED_NAME
 
 
 def _get_kv_cache_spec(original: Callable) -> Callable:
-    """A model may choose its layers' backend itself, and then none of our code is asked."""
+    """A model may choose its layers' backend itself, and then none of our code is asked.
+
+    It is asked before the model runs for the first time, and so before it is compiled.
+    """
 
     def get_kv_cache_spec(self: Any) -> dict[str, Any]:
         specs = original(self)
         plan = plan_of(self.vllm_config.additional_config)
         if plan is not None:
             refuse_uncompressed(specs, plan.layer_map)
+            config = self.vllm_config
+            attach_gates(
+                self.get_model(),
+                config.compilation_config.static_forward_context[SEALED_NAME],
+                config.scheduler_config.max_num_batched_tokens,
+            )
         return specs
 
     return get_kv_cache_spec

@@ -66,12 +66,24 @@ class _SharedCache(nn.Module, AttentionLayerBase):
 
 
 class SealedCache(_SharedCache):
-    """Sealed pages of all layers, and the scorer that decides what goes into them."""
+    """Sealed pages of all layers, and the scorer that decides what goes into them.
+
+    Attributes:
+        gates: [layers], what makes scores with their tokens; None for other scorers.
+        step_scores: [tokens or more, kv_heads] float32, scores of the step's tokens, of the layer
+            whose projection ran last; None for other scorers.
+    """
 
     def __init__(
-        self, plan: CompressionPlan, dtype: torch.dtype, backend: type[AttentionBackend]
+        self,
+        plan: CompressionPlan,
+        dtype: torch.dtype,
+        backend: type[AttentionBackend],
+        gates: nn.ModuleList | None = None,
     ) -> None:
         super().__init__(plan, dtype, backend)
+        self.gates = gates
+        self.step_scores: Tensor | None = None
         self._plan = plan
         self.scorer: Scorer = plan.scorer
         self._profile: Profile | None = (

@@ -123,6 +123,11 @@ def test_a_chunk_unlike_the_servers_is_part_of_the_command(make_profile):
     [
         ("snap_kv", {"kernel_size": 5}, []),
         ("snap_kv", {"kernel_size": 7}, ["--compression-scorer-parameters '{\"kernel_size\": 7}'"]),
+        (
+            "kvzap",
+            {"weights": "sha256:00ff"},
+            ['--compression-scorer-parameters \'{"weights": "FILE"}\''],
+        ),
         ("of_others", {"a": 1}, ["--compression-scorer-parameters '{\"a\": 1}'"]),
     ],
 )

@@ -27,7 +27,7 @@ def test_a_scorer_that_gives_no_scores_is_named():
     geometry = make_geometry([[2, 2]], chunk_size_tokens=64)
     sealed = SimpleNamespace(geometry=geometry, scorer=Flat(), statistics=lambda *_: {})
     step = SimpleNamespace(
-        sealed=sealed, view=SimpleNamespace(ring=None), layer=0, softmax_scale=1.0
+        sealed=sealed, view=SimpleNamespace(ring=None, scores=None), layer=0, softmax_scale=1.0
     )
     raw = torch.zeros(1, geometry.num_kv_heads, 64, 2 * geometry.head_size)
     with pytest.raises(ScorerError, match=r"'flat' \(.*\.Flat\) returned a tensor \[1, 64\] of"):

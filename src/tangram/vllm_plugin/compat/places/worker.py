@@ -22,6 +22,22 @@ HOOKS: tuple[Hook, ...] = (
         upstream="extensions that are given the configuration",
         until="as long as the extension is mixed into the worker",
     ),
+    has(
+        "worker's model",
+        "vllm.v1.worker.gpu_worker:Worker",
+        "gates are put beside its projections, after its weights are loaded",
+        "get_model",
+        upstream="models that run before their caches' specs are asked for",
+        until="as long as a scorer makes scores of hidden states",
+    ),
+    has(
+        "width of a model",
+        "vllm.config:ModelConfig",
+        "gates have to fit hidden states",
+        "get_hidden_size",
+        upstream="another name",
+        until="as long as a scorer makes scores of hidden states",
+    ),
     takes(
         "sampling of a step",
         "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",

@@ -41,7 +41,6 @@ from tangram.kernels.seal_decode import (
 )
 from tangram.kernels.segments import Segments
 from tangram.kernels.sizes import shared_bytes
-from tangram.kernels.store import store
 from tangram.vllm_plugin.worker.runners.sealing import sample_drift
 from tangram.vllm_plugin.worker.runners.small_steps import SmallSteps
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep, harmless_step
@@ -180,7 +179,7 @@ class DeviceKernels:
 
     def run(self, step: LayerStep) -> None:
         """Store the step's rows, seal what they complete, attend."""
-        store(step.key, step.value, step.slot_mapping, step.view.recent)
+        step.store_rows()
         if step.host is not None:
             self._run_mixed(step, step.host)
         elif step.is_decode:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tangram.geometry import Geometry
 from tangram.kernels.reference.attend import attend
-from tangram.kernels.store import store
 from tangram.vllm_plugin.worker.runners.sealing import sample_drift, seal_step
 from tangram.vllm_plugin.worker.runners.step import HostStep, LayerStep
 
@@ -36,7 +35,7 @@ class HostRunner:
         """Store the step's rows, seal what they complete, attend."""
         host = step.host
         assert host is not None
-        store(step.key, step.value, step.slot_mapping, step.view.recent)
+        step.store_rows()
         seal_step(step, host)
         sample_drift(step, host)
         step.store_queries()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.geometry import Geometry
-from tangram.kernels.reference.attend import gather_recent
+from tangram.kernels.reference.attend import gather_recent, gather_scores
 from tangram.kernels.reference.seal import pack
 from tangram.kernels.segments import SealingChunks
 from tangram.scorers.base import Chunks, checked_scores
@@ -61,6 +61,14 @@ def _raw_rows(step: LayerStep, chunks: SealingChunks) -> tuple[Tensor, Tensor]:
     return gather_recent(step.view, request, position, g), position
 
 
+def _stored_scores(step: LayerStep, chunks: SealingChunks, position: Tensor) -> Tensor | None:
+    """[chunks, tokens, kv_heads] float32, where scores lie beside raw tokens."""
+    if step.view.scores is None:
+        return None
+    request = torch.from_numpy(chunks.request).to(position.device)
+    return gather_scores(step.view, request, position, step.sealed.geometry)
+
+
 def _score(
     step: LayerStep, host: HostStep, chunks: SealingChunks, raw: Tensor, position: Tensor
 ) -> Tensor:
@@ -78,6 +86,7 @@ def _score(
             window_queries=window,
             statistics=sealed.statistics(step.layer, raw.device),
             window_size_tokens=g.window_size_tokens,
+            stored_scores=_stored_scores(step, chunks, position),
         ),
     )
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tangram.kernels.cache_view import CacheView
+from tangram.kernels.cache_view import CacheView, recent_scores
 from tangram.kernels.flash import SealedStep
 from tangram.kernels.segments import SealingChunks, Segments, cut_step
+from tangram.kernels.store import store
 from tangram.kernels.store_queries import store_queries
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class LayerStep:
         host: the step as the host cut it; None in a step that kernels cut, which may be part of a
             CUDA graph and knows nothing of the host.
         is_decode: every request computes one token, or none.
+        scores: [tokens or more, kv_heads] float32, made with the tokens, where the scorer does so.
     """
 
     layer: int
@@ -73,6 +75,18 @@ class LayerStep:
     sealed: SealedCache
     host: HostStep | None
     is_decode: bool
+    scores: Tensor | None = None
+
+    def store_rows(self) -> None:
+        """Write the step's keys, values and scores to recent blocks."""
+        store(
+            self.key,
+            self.value,
+            self.slot_mapping,
+            self.view.recent,
+            self.scores,
+            self.view.scores,
+        )
 
     def store_queries(self) -> None:
         """Keep the step's last queries in the ring, if there is one.
@@ -106,6 +120,7 @@ def harmless_step(
         seq_lens=torch.from_numpy(after).to(device, torch.int32),
         ring=None if ring is None else ring.queries,
         ring_table=None if ring is None else null,
+        scores=recent_scores(recent) if g.has_stored_scores else None,
     )
     step = LayerStep(
         layer=0,
