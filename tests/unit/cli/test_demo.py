@@ -85,6 +85,14 @@ def test_the_flags_of_compression_reach_the_server():
     assert made.plan.geometry.chunk_size_tokens == 128
 
 
+def test_auto_is_the_scorer_of_the_bundled_profile():
+    made, same = (
+        demo.prepare(demo.parser().parse_args(given)) for given in ([], ["--scorer", "auto"])
+    )
+    assert made.plan == same.plan and made.plan.scorer_name == "key_diff"
+    assert made.plan.profile_path and made.plan.level == "measured"
+
+
 def test_a_server_of_the_demo_never_calibrates(monkeypatch, tmp_path, capsys):
     """Another scorer than the bundled profile's was served with uniform budgets, unasked."""
     monkeypatch.setenv("TANGRAM_CACHE_DIR", str(tmp_path))

@@ -144,6 +144,9 @@ def test_the_bundled_model_is_planned_as_it_is_served(tmp_path, monkeypatch, cap
 
     grouped = plan_json("recall", tmp_path, "--page-group-size", "2")
     assert (grouped["page_group_size"], grouped["profile"]) == (2, str(profile))
+    auto = plan_json("recall", tmp_path, "--compression-scorer", "auto")
+    plain = plan_json("recall", tmp_path)
+    assert auto["scorer"] == "key_diff" and auto["layout"] == plain["layout"]
     other = plan_json("recall", tmp_path, "--compression-scorer", "tova")
     assert (other["scorer"], other["profile"], other["page_group_size"]) == ("tova", None, 1)
     assert "no profile of it is cached yet" in " ".join(capsys.readouterr().out.split())
