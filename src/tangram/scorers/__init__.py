@@ -95,7 +95,7 @@ def registered_name(name: str) -> str:
     Raises:
         ScorerError: an unknown name.
     """
-    return AUTO_SCORER if is_auto(name) else _scorer_class(name).name
+    return AUTO_SCORER if is_auto(name) else _scorer_class(with_weights(name, {})[0]).name
 
 
 def get_scorer(name: str, /, **parameters: Any) -> Scorer:

@@ -145,7 +145,7 @@ class GateScorer(Scorer):
             ScorerError: they are not, or cannot be read.
         """
         sizes = GateSizes(hidden_size, num_kv_heads)
-        self.gates(torch.get_default_dtype(), "cpu", num_layers, sizes)
+        self.gates(torch.float32, "cpu", num_layers, sizes)
 
     def identity(self) -> dict[str, Any]:
         """The parameters, with a digest of the weights in the place of where they lie."""

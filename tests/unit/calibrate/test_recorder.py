@@ -226,6 +226,8 @@ def test_scores_that_are_made_of_hidden_states(make_recorder, make_sample, recor
         make_recorder(f"kvzap:{tmp_path / 'gates.pt'}"), [(*of, hidden) for of in sample]
     )
     plain = record(make_recorder("streaming_llm"), sample)
+    shown = record(make_recorder("streaming_llm"), [(*of, hidden) for of in sample])
+    assert same(plain, shown), "another scorer looked at hidden states"
     for name in ("mass_curve", "error_curve"):
         np.testing.assert_array_equal(profile.arrays[name], plain.arrays[name])
     assert profile.scorer_name == "kvzap"

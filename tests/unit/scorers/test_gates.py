@@ -13,7 +13,7 @@ from tangram.errors import ScorerError
 from tangram.plan.compression_plan import make_plan
 from tangram.plan.options import CompressionOptions
 from tangram.profile import ModelIdentity
-from tangram.scorers import get_scorer, with_weights
+from tangram.scorers import get_scorer, registered_name, with_weights
 from tangram.scorers.gates import GateSizes
 from tests.gate_files import (
     fastkvzip_layer,
@@ -238,6 +238,7 @@ def test_a_file_is_named_after_a_colon_or_as_a_parameter(tmp_path):
         get_scorer(f"key_diff:{path}")
     with pytest.raises(ScorerError, match="weights is 3, expected a file"):
         get_scorer("kvzap", weights=3)
+    assert registered_name(f"KVzap:{path}") == "kvzap"
     options = CompressionOptions.from_mapping({"compression_scorer": f"kvzap:{path}"})
     assert options.compression_scorer == "kvzap"
     assert options.compression_scorer_parameters == {"weights": path}

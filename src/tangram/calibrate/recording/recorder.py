@@ -150,7 +150,9 @@ class StatisticsRecorder:
         self._seen.add(layer)
         if len(keys) <= self._geometry.chunk_size_tokens:
             return
-        stored = None if hidden_states is None else self._gates(hidden_states)[layer](hidden_states)
+        stored = None
+        if hidden_states is not None and self._scorer.stores_scores:
+            stored = self._gates(hidden_states)[layer](hidden_states)
         sample = LayerSample(queries, keys, values, self._softmax_scale, stored)
         scores = score_sealed(sample, self._scorer, self._statistics(layer, keys), self._geometry)
         self._ranks[layer] = self._sortable(scores)

@@ -68,7 +68,7 @@ def attach_gates(model: nn.Module, sealed: SealedCache, max_step_tokens: int) ->
         return
     device = next(sealed.gates.parameters()).device
     heads = sealed.geometry.num_kv_heads
-    sealed.step_scores = torch.zeros(max_step_tokens, heads, device=device)
+    sealed.step_scores = torch.zeros(max_step_tokens, heads, dtype=torch.float32, device=device)
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, Attention):
             continue
