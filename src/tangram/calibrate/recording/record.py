@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tangram.calibrate.recording.learned import LearnedRows
 from tangram.calibrate.recording.recorder import Recorders
@@ -158,7 +159,8 @@ def _recorders(
     """What takes in the statistics of every scorer that is left."""
     from tangram.calibrate import StatisticsRecorder
 
-    made = {}
+    made: dict[str, StatisticsRecorder] = {}
+    factors: dict[int, torch.Tensor] = {}
     for name, scorer in tried:
         with tried.leaving_out(name, ScorerError):
             made[name] = StatisticsRecorder(
@@ -170,6 +172,7 @@ def _recorders(
                 softmax_scale=facts.softmax_scale,
                 output_projections=facts.output_projections,
                 statistics=statistics.get(name),
+                factors=factors,
             )
     return Recorders(made)
 

@@ -57,6 +57,7 @@ class StatisticsRecorder:
             the positions past the first boundary.
         statistics: query statistics of a first pass over the samples (`QueryStatistics.arrays`),
             for a scorer that needs them; they go into the profile as they are.
+        factors: what is made of the projections is kept here; recorders of one model may share it.
 
     Raises:
         ProfileError: arguments that do not fit the model.
@@ -79,6 +80,7 @@ class StatisticsRecorder:
         max_query_rows: int = 64,
         max_later_queries: int = 256,
         statistics: Mapping[str, np.ndarray] | None = None,
+        factors: dict[int, Tensor] | None = None,
     ) -> None:
         if min(share_grid, max_query_rows, max_later_queries) < 1:
             raise ProfileError(
@@ -95,7 +97,7 @@ class StatisticsRecorder:
         self._geometry = _full_geometry(model, chunk_size_tokens, window_size_tokens, n_sink_tokens)
         self._model, self._scorer, self._softmax_scale = model, scorer, softmax_scale
         self._output_projections = output_projections
-        self._factors: dict[int, Tensor] = {}
+        self._factors = {} if factors is None else factors
         self._grid_rows = [round(i * chunk_size_tokens / share_grid) for i in range(share_grid + 1)]
         self._ratios = ratios
         self._max_query_rows, self._max_later_queries = max_query_rows, max_later_queries
