@@ -307,7 +307,7 @@ def test_a_profile_of_another_scorer_is_refused(tmp_path):
     path = tmp_path / "profile.safetensors"
     make_profile("snap_kv").save(path)
     with pytest.raises(TangramError) as error:
-        configure(compression={"compression_profile": str(path)})
+        configure(compression={"compression_profile": str(path), "compression_scorer": "key_diff"})
     for word in ("snap_kv", "key_diff"):
         assert word in str(error.value)
 
