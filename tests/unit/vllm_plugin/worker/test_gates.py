@@ -96,10 +96,10 @@ def test_a_compiler_keeps_scores_before_what_reads_the_projection(plan, monkeypa
             hidden = block.qkv_proj(hidden)[:, :24].sin()
         return hidden
 
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)
-    compiled = torch.compile(step, backend=backend, fullgraph=True)
     hidden = torch.randn(4, 24)
-    assert torch.equal(compiled(hidden), step(hidden))
+    with torch._dynamo.config.patch(disable=False):
+        compiled = torch.compile(step, backend=backend, fullgraph=True)
+        assert torch.equal(compiled(hidden), step(hidden))
     (targets,) = graphs
     seen = [target for target in targets if "keep_scores" in target or "sin" in target]
     assert len(seen) == 6 and ["keep_scores" in target for target in seen] == [True, False] * 3
