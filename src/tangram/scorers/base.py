@@ -275,6 +275,19 @@ def heads_first(rows: Tensor) -> Tensor:
     return rows.float().transpose(-3, -2).contiguous()
 
 
+def turn_pairs(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Multiplies rows by the transpose of RoPE's rotation, dimension i with i + rotary_dim / 2.
+
+    Args:
+        rows: [..., head_size]; dimensions past the rotary ones stay as they are.
+        cos: [..., rotary_dim / 2], one angle a pair, of shapes that broadcast.
+        sin: the same.
+    """
+    half = cos.shape[-1]
+    first, second, rest = rows.split((half, half, rows.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin, rest), dim=-1)
+
+
 def check_whole(scorer: str, parameter: str, value: object, least: int) -> None:
     """Check that a parameter is a whole number and not too small.
 

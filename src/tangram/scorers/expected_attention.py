@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from tangram.errors import ScorerError
-from tangram.scorers.base import Chunks, Scorer, check_whole, group_query_heads, heads_first
+from tangram.scorers.base import (
+    Chunks,
+    Scorer,
+    check_whole,
+    group_query_heads,
+    heads_first,
+    turn_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,5 @@ def rotate_back(keys: Tensor, rotation: Tensor) -> Tensor:
         keys: [..., kv_heads, tokens, head_size] float32.
         rotation: [..., rotary_dim / 2] complex64; pair i is dimensions i and i + rotary_dim / 2.
     """
-    half = rotation.shape[-1]
     rotation = rotation.unsqueeze(-2).unsqueeze(-2)
-    cos, sin = rotation.real, rotation.imag
-    first, second, rest = keys.split((half, half, keys.shape[-1] - 2 * half), dim=-1)
-    return torch.cat((cos * first + sin * second, cos * second - sin * first, rest), dim=-1)
+    return turn_pairs(keys, rotation.real, rotation.imag)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tangram.errors import ScorerError
-from tangram.scorers.base import Chunks, Scorer, heads_first
+from tangram.scorers.base import Chunks, Scorer, heads_first, turn_pairs
 
 SHORTEST_VALUE = 1e-6
 """Values below it count as that long in a logarithm."""
@@ -94,8 +94,5 @@ def turn_back(keys: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
         positions: [..., tokens] int64, of as many dimensions as `keys` but the last.
         frequencies: [rotary_dim / 2], radians per position.
     """
-    half = len(frequencies)
     angles = positions.double().unsqueeze(-1) * frequencies.double()
-    cos, sin = angles.cos().float(), angles.sin().float()
-    first, second, rest = keys.split((half, half, keys.shape[-1] - 2 * half), dim=-1)
-    return torch.cat((cos * first + sin * second, cos * second - sin * first, rest), dim=-1)
+    return turn_pairs(keys, angles.cos().float(), angles.sin().float())

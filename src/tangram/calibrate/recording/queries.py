@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tangram.errors import ProfileError
 from tangram.profile import QUERY_COVARIANCE, QUERY_MEAN, ROPE_FREQUENCIES, ModelIdentity
+from tangram.scorers.base import turn_pairs
 
 # Bounds the float64 copies of a long sample.
 _TILE_TOKENS = 1024
@@ -108,8 +109,5 @@ def unrotate(queries: Tensor, positions: Tensor, rope_frequencies: Tensor) -> Te
     Returns:
         [tokens, heads, head_size] float64.
     """
-    half = len(rope_frequencies)
     angles = positions.double()[:, None] * rope_frequencies.to(positions.device)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    first, second, rest = queries.double().split([half, half, queries.shape[-1] - 2 * half], -1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin, rest], dim=-1)
+    return turn_pairs(queries.double(), angles.cos()[:, None], angles.sin()[:, None])
