@@ -43,7 +43,8 @@ from tangram.profile.cache import snapshot_folder, weights_digest
 
 DEFAULT_MAX_TOKENS = 4096
 DEFAULT_MEASURE_RATIOS = (0.5, 0.25, 0.1)
-DEFAULT_MEASURE_TIME_S = 300.0
+DEFAULT_MEASURE_TIME_S = 100.0
+"""Of each scorer that is tried."""
 
 _TOKENS_AT_ONCE = 32768
 """Tokens of samples that are measured in one step at most."""
@@ -67,7 +68,7 @@ class Calibration:
         seed: of whatever was drawn.
         ratios: at which budgets are measured.
         compared: ratios at which scorers are compared, where several are tried.
-        measure_time_s: for all of them.
+        measure_time_s: for all ratios and scorers.
         engine: keyword arguments of `vllm.LLM`.
         out: file of the profile.
     """
@@ -176,7 +177,7 @@ def prepare(
         seed=args.seed,
         ratios=ratios,
         compared=allowed or (1.0,),
-        measure_time_s=args.measure_time_limit or DEFAULT_MEASURE_TIME_S,
+        measure_time_s=args.measure_time_limit or DEFAULT_MEASURE_TIME_S * len(options.scorers),
         engine=_with_cache_memory(given_engine, samples, measured, layout),
         out=args.out,
     )

@@ -315,7 +315,8 @@ def parser() -> argparse.ArgumentParser:
         "--measure-time-limit",
         type=positive,
         metavar="S",
-        help=f"seconds of measuring, all ratios together (default: {DEFAULT_MEASURE_TIME_S:g})",
+        help="seconds of measuring, all ratios and scorers together (default: "
+        f"{DEFAULT_MEASURE_TIME_S:g} for each scorer)",
     )
     add("--dtype", help="as in serving")
     add("--gpu-memory-utilization", type=float, metavar="X", help="as in serving")

@@ -52,10 +52,31 @@ def top_rows(scores: Tensor, rows: int, always: Tensor | None = None) -> Tensor:
     """
     tokens = scores.shape[-2]
     assert 0 <= rows <= tokens, f"{rows} rows of {tokens} tokens"
+    best = _preference(scores, always).topk(rows, dim=-2, sorted=False).indices
+    return best.sort(dim=-2).values
+
+
+def row_places(scores: Tensor, always: Tensor | None = None) -> Tensor:
+    """Each token's place in the order in which its head keeps tokens, the first one 0.
+
+    Args:
+        scores: as in `top_rows`, which keeps the tokens whose place is below `rows`.
+        always: the same.
+
+    Returns:
+        [..., tokens, heads] int64.
+    """
+    order = _preference(scores, always).argsort(dim=-2, descending=True)
+    return order.argsort(dim=-2)
+
+
+def _preference(scores: Tensor, always: Tensor | None) -> Tensor:
+    """[..., tokens, heads] int64, larger for tokens that go first.
+
+    No two of a head are equal, so that there is one answer, whatever a sort does.
+    """
     rank = score_ranks(scores).long()
     if always is not None:
         rank = rank.masked_fill(always.unsqueeze(-1), _ABOVE_ALL)
-    # No two keys of a head are equal, so that there is one answer, whatever the sort does.
-    index = torch.arange(tokens, device=scores.device).unsqueeze(-1)
-    best = (rank * tokens + index).topk(rows, dim=-2, sorted=False).indices
-    return best.sort(dim=-2).values
+    tokens = scores.shape[-2]
+    return rank * tokens + torch.arange(tokens, device=scores.device).unsqueeze(-1)

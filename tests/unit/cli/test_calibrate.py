@@ -43,7 +43,7 @@ def test_on_a_cpu_budgets_are_measured_where_that_is_asked_for(tmp_path, monkeyp
     for asked in ([], ["--measure"], ["--measure-ratios", "0.5"], ["--measure-time-limit", "9"]):
         plan = prepare(parser().parse_args([*few, *asked, "--dtype", "float32"]), told.append)
         assert bool(plan.held) == bool(plan.ratios) == (bool(asked) or not is_cpu)
-        assert plan.measure_time_s == (9 if "9" in asked else 300)
+        assert plan.measure_time_s == (9 if "9" in asked else 100 * len(plan.options.scorers))
     assert len(told) == is_cpu and all("with --measure measures" in line for line in told)
     prepare(parser().parse_args([*few, "--no-measure"]), told.append)
     assert len(told) == is_cpu, "who declines is not advised"

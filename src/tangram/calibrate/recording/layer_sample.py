@@ -10,7 +10,10 @@ from torch import Tensor
 
 from tangram.geometry import Geometry
 from tangram.scorers import Chunks, Scorer, checked_scores
-from tangram.scorers.select import top_rows
+from tangram.scorers.select import row_places
+
+_TILE_BYTES = 2**24
+"""Of what is computed for queries that are looked at together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,7 @@ def keep_steps(scores: Tensor, grid_rows: list[int], geometry: Geometry) -> Tens
         [sealed tokens, kv_heads] int64, 1 .. points - 1; for every head the same number of each.
     """
     first = geometry.chunk_range(0).stop
+    grid = torch.tensor(grid_rows[:-1], device=scores.device)
     steps = []
     for start, stop in ((0, first), (first, len(scores))):
         if start == stop:
@@ -107,11 +111,8 @@ def keep_steps(scores: Tensor, grid_rows: list[int], geometry: Geometry) -> Tens
         length = first if start == 0 else geometry.chunk_size_tokens
         chunks = scores[start:stop].unflatten(0, (-1, length))
         always = sink_mask(length, geometry, scores.device) if start == 0 else None
-        step = torch.full_like(chunks, len(grid_rows) - 1, dtype=torch.int64)
-        for point in range(len(grid_rows) - 2, 0, -1):
-            kept = top_rows(chunks, min(grid_rows[point], length), always)
-            step.scatter_(1, kept, point)
-        steps.append(step.flatten(0, 1))
+        places = row_places(chunks, always)
+        steps.append(torch.searchsorted(grid, places.contiguous(), right=True).flatten(0, 1))
     return torch.cat(steps)
 
 
@@ -167,7 +168,7 @@ def retention_curves(
     residual_norms: Tensor,
     factors: Tensor,
     geometry: Geometry,
-    max_query_rows: int,
+    max_query_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mass and error of every head at every point of the grid, weighted means over later queries.
 
@@ -191,92 +192,98 @@ def retention_curves(
         factors: [kv_heads, k, group * head_size], of which |factors @ x| is the norm of x after
             the output projection.
         geometry: chunks.
-        max_query_rows: queries that are looked at together.
+        max_query_rows: queries that are looked at together; as many as memory allows when absent.
 
     Returns:
         (mass, error), each [kv_heads, num_points] float64.
 
     Source: docs/design.md section 5.
     """
-    kv_heads = sample.keys.shape[1]
-    order = steps.argsort(dim=0, stable=True).T  # [kv_heads, sealed tokens], by step, position
-    counts = steps[:, 0].bincount(minlength=num_points).tolist()
-    index = order[..., None].expand(-1, -1, sample.keys.shape[-1])
-    by_step = _BySteps(
-        keys=sample.keys[: len(steps)].float().transpose(0, 1).gather(1, index).split(counts, 1),
-        values=sample.values[: len(steps)]
-        .float()
-        .transpose(0, 1)
-        .gather(1, index)
-        .split(counts, 1),
-        positions=order.split(counts, 1),
-    )
-    mass = torch.zeros(kv_heads, num_points, dtype=torch.float64, device=steps.device)
+    sealed = _by_steps(sample, steps, num_points)
+    rows = max_query_rows or _rows_at_once(sample, num_points)
+    mass = torch.zeros(sealed.keys.shape[0], num_points, dtype=torch.float64, device=steps.device)
     error = torch.zeros_like(mass)
-    tiles = [x.to(steps.device).split(max_query_rows) for x in (positions, weights)]
+    tiles = [x.to(steps.device).split(rows) for x in (positions, weights)]
     for tile, weight in zip(*tiles, strict=True):
-        tile_mass, outputs = _tile_outputs(sample, by_step, tile, geometry)
+        tile_mass, outputs = _tile_outputs(sample, sealed, tile, geometry)
+        change = (outputs[:, -1:] - outputs).flatten(3)  # [kv_heads, points, queries, G * d]
+        moved = (change @ factors.mT[:, None]).norm(dim=-1).double()
         norms = residual_norms[tile].double().clamp_min(torch.finfo(torch.float32).tiny)
-        for point in range(num_points):
-            change = outputs[-1] - outputs[point]  # [kv_heads, group, queries, head_size]
-            joined = change.transpose(1, 2).flatten(2)
-            moved = (joined @ factors.mT).norm(dim=-1).double()
-            error[:, point] += moved / norms @ weight
-        mass += (tile_mass.mean(dim=2) @ weight).T
+        error += moved @ (weight / norms)
+        mass += tile_mass.mean(dim=-1) @ weight
     return mass, error
 
 
 @dataclass(frozen=True, eq=False)
 class _BySteps:
-    """Sealed tokens in the order in which rising budgets keep them, one entry for each step.
+    """Sealed tokens by the step of a rising budget that keeps them first, steps 1, 2 ...
 
-    `keys` and `values`: [kv_heads, tokens of the step, head_size] float32 each;
-    `positions`: [kv_heads, tokens of the step].
+    `keys` and `values`: [kv_heads, steps, tokens of the largest step, head_size] float32;
+    `positions`: [kv_heads, steps, tokens of the largest step], past the sample's end where a
+    smaller step has no token.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    positions: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+def _by_steps(sample: LayerSample, steps: Tensor, num_points: int) -> _BySteps:
+    order = steps.argsort(dim=0, stable=True).T  # [kv_heads, sealed tokens], by step, position
+    counts = steps[:, 0].bincount(minlength=num_points)
+    slot = torch.arange(int(counts[1:].max()), device=steps.device)
+    place = (counts.cumsum(0) - counts)[1:, None] + slot
+    positions = order[:, place.clamp(max=len(steps) - 1)]
+    index = positions.flatten(1)[..., None].expand(-1, -1, sample.keys.shape[-1])
+    keys, values = (
+        x[: len(steps)].float().transpose(0, 1).gather(1, index).unflatten(1, place.shape)
+        for x in (sample.keys, sample.values)
+    )
+    return _BySteps(keys, values, positions.masked_fill(slot >= counts[1:, None], len(sample.keys)))
+
+
+def _rows_at_once(sample: LayerSample, num_points: int) -> int:
+    """Queries whose logits, and outputs at every point, are in memory together."""
+    tokens, heads, size = sample.queries.shape
+    row_bytes = 4 * heads * (2 * tokens + 3 * num_points * size)
+    return max(1, _TILE_BYTES // row_bytes)
 
 
 def _tile_outputs(
     sample: LayerSample, sealed: _BySteps, tile: Tensor, geometry: Geometry
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Attention of some queries at every point of the grid.
 
     Returns:
-        mass [points, kv_heads, group, queries] float64, and for every point the attention output
-        [kv_heads, group, queries, head_size] float32.
+        mass [kv_heads, points, queries, group] float64, and the attention output
+        [kv_heads, points, queries, group, head_size] float32.
     """
     chunk, window = geometry.chunk_size_tokens, geometry.window_size_tokens
     limits = tile // chunk * chunk - window  # [queries], first raw position
     queries = sample.queries[tile].float() * sample.softmax_scale
-    queries = queries.unflatten(1, (sample.keys.shape[1], -1)).permute(1, 2, 0, 3)
+    queries = queries.unflatten(1, (sample.keys.shape[1], -1)).transpose(0, 1)[:, None]
 
     start, stop = int(limits.min()), int(tile.max()) + 1
     raw = torch.arange(start, stop, device=tile.device)
     visible = (raw >= limits[:, None]) & (raw <= tile[:, None])
-    keys, values = (x[start:stop].float().transpose(0, 1) for x in (sample.keys, sample.values))
-    output, lse_ln = _attend(queries, keys, values, visible[None])
+    keys, values = (
+        x[start:stop].float().transpose(0, 1)[:, None] for x in (sample.keys, sample.values)
+    )
+    of_raw = _attend(queries, keys, values, visible)
+    visible = sealed.positions[:, :, None] < limits[:, None]
+    of_steps = _attend(queries, sealed.keys, sealed.values, visible)
 
-    outputs, step_lses = [output], []
-    for keys, values, positions in zip(
-        sealed.keys[1:], sealed.values[1:], sealed.positions[1:], strict=True
-    ):
-        visible = positions[:, None] < limits[:, None]
-        step_output, step_lse = _attend(queries, keys, values, visible)
-        step_lses.append(step_lse)
-        merged = torch.logaddexp(lse_ln, step_lse)
-        output = (
-            output * (lse_ln - merged).exp()[..., None]
-            + step_output * (step_lse - merged).exp()[..., None]
+    # A point attends to the raw tokens and those of the steps up to its own.
+    outputs, lses = (torch.cat(parts, dim=1) for parts in zip(of_raw, of_steps, strict=True))
+    shares = (lses - lses.logcumsumexp(dim=1)).exp()[..., None]
+    for point in range(1, outputs.shape[1]):
+        torch.lerp(
+            outputs[:, point - 1], outputs[:, point], shares[:, point], out=outputs[:, point]
         )
-        lse_ln = merged
-        outputs.append(output)
 
-    lses = torch.stack(step_lses).double()
-    weights = (lses - lses.amax(dim=0)).exp().cumsum(dim=0)
-    mass = torch.cat([torch.zeros_like(weights[:1]), weights / weights[-1]])
+    lses = of_steps[1].double()
+    weights = (lses - lses.amax(dim=1, keepdim=True)).exp().cumsum(dim=1)
+    mass = torch.cat([torch.zeros_like(weights[:, :1]), weights / weights[:, -1:]], dim=1)
     return mass, outputs
 
 
@@ -286,23 +293,23 @@ def _attend(
     """Attention over some keys, and its log-sum-exp (-inf and output 0 where none is visible).
 
     Args:
-        queries: [kv_heads, group, queries, head_size], scaled.
-        keys: [kv_heads, tokens, head_size].
+        queries: [kv_heads, 1, queries, group, head_size], scaled.
+        keys: [kv_heads, parts, tokens, head_size].
         values: the same shape.
-        visible: [kv_heads or 1, queries, tokens] bool.
+        visible: bool, broadcast to [kv_heads, parts, queries, tokens].
 
     Returns:
-        output [kv_heads, group, queries, head_size] and lse_ln [kv_heads, group, queries].
+        output [kv_heads, parts, queries, group, head_size] and lse_ln [kv_heads, parts, queries,
+        group].
     """
-    if keys.shape[1] == 0:
-        return torch.zeros_like(queries), torch.full_like(queries[..., 0], -torch.inf)
     # Flattened, or a product over broadcast heads would copy the keys for every query head.
-    logits = (queries.flatten(1, 2) @ keys.mT).unflatten(1, queries.shape[1:3])
-    logits = logits.masked_fill(~visible[:, None], -torch.inf)
+    rows = queries.shape[2:4]
+    logits = (queries.flatten(2, 3) @ keys.mT).unflatten(2, rows)
+    logits.masked_fill_(~visible.unsqueeze(-2), -torch.inf)
     base = logits.amax(dim=-1, keepdim=True)
     base = base.masked_fill(base == -torch.inf, 0.0)
-    weights = (logits - base).exp()
+    weights = logits.sub_(base).exp_()
     total = weights.sum(dim=-1, keepdim=True)
-    output = (weights.flatten(1, 2) @ values).unflatten(1, queries.shape[1:3])
+    output = (weights.flatten(2, 3) @ values).unflatten(2, rows)
     # A sum of visible weights is at least 1: the largest one is exp(0).
-    return output / total.clamp_min(1.0), (base + total.log()).squeeze(-1)
+    return output.div_(total.clamp_min(1.0)), (base + total.log()).squeeze(-1)

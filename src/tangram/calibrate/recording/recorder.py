@@ -52,7 +52,7 @@ class StatisticsRecorder:
         share_grid: n; the curves are taken at 0, 1/n .. 1 of a chunk. Rows are whole: at share
             i / n a chunk keeps round(i * C / n) of them.
         ratios: grid of the threshold shares.
-        max_query_rows: queries that are looked at together, to bound memory.
+        max_query_rows: queries that are looked at together; as many as memory allows when absent.
         max_later_queries: queries of a sample that the curves are means over, spread evenly over
             the positions past the first boundary.
         statistics: query statistics of a first pass over the samples (`QueryStatistics.arrays`),
@@ -77,12 +77,13 @@ class StatisticsRecorder:
         output_projections: Sequence[Tensor],
         share_grid: int = 32,
         ratios: tuple[float, ...] = DEFAULT_RATIOS,
-        max_query_rows: int = 64,
+        max_query_rows: int | None = None,
         max_later_queries: int = 256,
         statistics: Mapping[str, np.ndarray] | None = None,
         factors: dict[int, Tensor] | None = None,
     ) -> None:
-        if min(share_grid, max_query_rows, max_later_queries) < 1:
+        rows = 1 if max_query_rows is None else max_query_rows
+        if min(share_grid, rows, max_later_queries) < 1:
             raise ProfileError(
                 "share_grid, max_query_rows and max_later_queries must be at least 1, got "
                 f"{share_grid}, {max_query_rows} and {max_later_queries}"
@@ -108,7 +109,7 @@ class StatisticsRecorder:
         self._later: tuple[int, ...] = ()
         self._num_tokens: int | None = None  # of the sample whose layers come in now
         self._seen: set[int] = set()
-        self._ranks: dict[int, np.ndarray] = {}
+        self._ranks: dict[int, Tensor] = {}
         self._curves: dict[int, np.ndarray] = {}
         self._lengths: list[int] = []
         self._sample_shares: list[tuple[np.ndarray, np.ndarray]] = []
@@ -186,8 +187,8 @@ class StatisticsRecorder:
             raise ProfileError(f"the sample is not complete: no layers {missing}")
         self._lengths.append(self._num_tokens)
         if self._ranks:
-            ranks = np.stack([self._ranks[layer] for layer in layers])
-            shares = threshold_shares(torch.from_numpy(ranks), self._ratios)
+            ranks = torch.stack([self._ranks[layer] for layer in layers])
+            shares = threshold_shares(ranks, self._ratios)
             curves = np.stack([self._curves[layer] for layer in layers], axis=1)
             if not np.isfinite(curves).all():
                 raise ProfileError(
@@ -195,7 +196,8 @@ class StatisticsRecorder:
                     "that are not finite: calibrate with --dtype bfloat16 or float32, or leave the "
                     "text out"
                 )
-            self._sample_shares.append((shares["crosslayer"].numpy(), shares["perlayer"].numpy()))
+            cross, per = (shares[scope].cpu().numpy() for scope in ("crosslayer", "perlayer"))
+            self._sample_shares.append((cross, per))
             self._sample_curves.append(curves)
         self._num_tokens, self._later = None, ()
         self._seen, self._ranks, self._curves = set(), {}, {}
@@ -299,11 +301,11 @@ class StatisticsRecorder:
         given = {n: a if n == ROPE_FREQUENCIES else a[layer] for n, a in self._given.items()}
         return {name: torch.tensor(array, device=keys.device) for name, array in given.items()}
 
-    def _sortable(self, scores: Tensor) -> np.ndarray:
+    def _sortable(self, scores: Tensor) -> Tensor:
         """[kv_heads, tokens] int32 that order the tokens of a sample over heads, sinks first."""
         sinks = sink_mask(len(scores), self._geometry, scores.device)
         ranks = score_ranks(scores).masked_fill(sinks[:, None], torch.iinfo(torch.int32).max)
-        return ranks.T.cpu().numpy()
+        return ranks.T
 
     def _projection_factors(self, layer: int) -> Tensor:
         """[kv_heads, k, group * head_size] float32: the norm after the output projection.
